@@ -1,0 +1,9 @@
+//! Buckets as Docker volumes and as ordinary mounts.
+//!
+//! The modules are layers; each may name only those below it (ARCHITECTURE.md has the map):
+//!
+//! - [`config`]: options, URLs and credentials, parsed once and typed from then on.
+//! - [`clock`]: time, as something one is given.
+
+pub mod clock;
+pub mod config;
