@@ -2,8 +2,10 @@
 //!
 //! The modules are layers; each may name only those below it (ARCHITECTURE.md has the map):
 //!
+//! - [`store`]: one [`store::Bucket`] type over every kind of object store.
 //! - [`config`]: options, URLs and credentials, parsed once and typed from then on.
 //! - [`clock`]: time, as something one is given.
 
 pub mod clock;
 pub mod config;
+pub mod store;

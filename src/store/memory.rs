@@ -1,0 +1,373 @@
+//! A store in this process's memory, with S3's semantics to the letter.
+//!
+//! It is what `memory://` names and what the tests of everything above stand on: any key, markers with
+//! or without a body, conditions on every verb, uploads in parts, paged listings.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Bound, Range};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use parking_lot::Mutex;
+
+use super::{
+    ByteStream, CopyOptions, Key, ListEntry, ListPage, ListRequest, Metadata, MetadataDirective,
+    Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
+};
+use crate::clock::{Clock, SystemClock};
+
+/// Bytes arrive in pieces of at most this, as from a network.
+const CHUNK: usize = 128 * 1024;
+
+/// A bucket in memory.
+#[derive(Debug)]
+pub struct MemoryStore {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<Key, Stored>,
+    uploads: HashMap<UploadId, Upload>,
+    /// Makes every version of every object a different one.
+    writes: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Stored {
+    body: Bytes,
+    version: ObjectVersion,
+    modified: SystemTime,
+    metadata: Metadata,
+}
+
+#[derive(Debug)]
+struct Upload {
+    key: Key,
+    metadata: Metadata,
+    parts: BTreeMap<u32, (PartTag, Bytes)>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The store of this name: the same for everybody in this process, and as long as the process.
+    pub fn named(name: &str) -> Arc<Self> {
+        static STORES: OnceLock<Mutex<BTreeMap<String, Arc<MemoryStore>>>> = OnceLock::new();
+        let mut stores = STORES.get_or_init(Mutex::default).lock();
+        let store = stores
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(Self::new(SystemClock::shared())));
+        Arc::clone(store)
+    }
+}
+
+impl State {
+    fn publish(
+        &mut self,
+        key: &Key,
+        body: Bytes,
+        metadata: Metadata,
+        modified: SystemTime,
+    ) -> ObjectVersion {
+        self.writes += 1;
+        let version = ObjectVersion(Arc::from(format!(
+            "\"{:016x}-{}\"",
+            self.writes,
+            body.len()
+        )));
+        let stored = Stored {
+            body,
+            version: version.clone(),
+            modified,
+            metadata,
+        };
+        self.objects.insert(key.clone(), stored);
+        version
+    }
+
+    fn find(&self, key: &Key) -> Result<&Stored, StoreError> {
+        self.objects
+            .get(key)
+            .ok_or_else(|| StoreError::NotFound { key: key.clone() })
+    }
+
+    fn find_version(&self, key: &Key, version: &ObjectVersion) -> Result<&Stored, StoreError> {
+        let stored = self.find(key)?;
+        if stored.version != *version {
+            return Err(StoreError::Precondition { key: key.clone() });
+        }
+        Ok(stored)
+    }
+
+    fn check(&self, key: &Key, condition: &Precondition) -> Result<(), StoreError> {
+        match (condition, self.objects.get(key)) {
+            (Precondition::Absent, Some(_)) => Err(StoreError::AlreadyExists { key: key.clone() }),
+            (Precondition::Version(version), stored)
+                if stored.is_none_or(|stored| stored.version != *version) =>
+            {
+                Err(StoreError::Precondition { key: key.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn upload(&mut self, key: &Key, upload: &UploadId) -> Result<&mut Upload, StoreError> {
+        match self.uploads.get_mut(upload) {
+            Some(found) if found.key == *key => Ok(found),
+            _ => Err(no_such_upload(key)),
+        }
+    }
+
+    fn add_part(
+        &mut self,
+        key: &Key,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartTag, StoreError> {
+        self.writes += 1;
+        let tag = PartTag(format!("\"{:016x}\"", self.writes));
+        self.upload(key, upload)?
+            .parts
+            .insert(number, (tag.clone(), body));
+        Ok(tag)
+    }
+}
+
+fn no_such_upload(key: &Key) -> StoreError {
+    StoreError::Refused {
+        place: "memory".into(),
+        reason: format!("there is no such upload of {:?}", key.as_str()),
+        mend: None,
+        denied: false,
+    }
+}
+
+/// The part of `body` that `range` names, as far as there is one.
+fn slice(key: &Key, body: &Bytes, range: &Range<u64>) -> Result<Bytes, StoreError> {
+    let bound = |at: u64| usize::try_from(at).ok().filter(|at| *at <= body.len());
+    match (bound(range.start), bound(range.end)) {
+        (Some(start), Some(end)) if start <= end => Ok(body.slice(start..end)),
+        _ => Err(StoreError::Precondition { key: key.clone() }),
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn head(&self, key: &Key) -> Result<Object, StoreError> {
+        let state = self.state.lock();
+        let stored = state.find(key)?;
+        Ok(Object {
+            size: stored.body.len() as u64,
+            version: stored.version.clone(),
+            modified: stored.modified,
+            metadata: stored.metadata.clone(),
+        })
+    }
+
+    async fn get(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+    ) -> Result<ByteStream, StoreError> {
+        let mut rest = {
+            let state = self.state.lock();
+            slice(key, &state.find_version(key, version)?.body, &range)?
+        };
+        let mut chunks = Vec::with_capacity(rest.len() / CHUNK + 1);
+        while !rest.is_empty() {
+            chunks.push(Ok(rest.split_to(rest.len().min(CHUNK))));
+        }
+        Ok(stream::iter(chunks).boxed())
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        let state = self.state.lock();
+        let prefix = request.prefix.as_str();
+        let mut page = ListPage::default();
+        // A continuation is the last entry shown. One that is a folded prefix stands for all below it.
+        let mut from = match &request.continuation {
+            None => Bound::Included(request.prefix.clone()),
+            Some(last) => after(last, prefix, request.delimiter),
+        };
+        let mut last = None;
+        while let Some((key, stored)) = state.objects.range((from, Bound::Unbounded)).next() {
+            let Some(rest) = key.as_str().strip_prefix(prefix) else {
+                break;
+            };
+            if page.entries.len() >= request.max_keys.max(1) {
+                page.continuation = last;
+                break;
+            }
+            let entry = match rest.find('/') {
+                Some(slash) if request.delimiter => {
+                    ListEntry::Prefix(Key::new(&key.as_str()[..=prefix.len() + slash]))
+                }
+                _ => ListEntry::Object {
+                    key: key.clone(),
+                    size: stored.body.len() as u64,
+                    version: stored.version.clone(),
+                    modified: stored.modified,
+                },
+            };
+            let shown = match &entry {
+                ListEntry::Prefix(key) | ListEntry::Object { key, .. } => key.as_str().to_owned(),
+            };
+            from = after(&shown, prefix, request.delimiter);
+            last = Some(shown);
+            page.entries.push(entry);
+        }
+        Ok(page)
+    }
+
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        metadata: &Metadata,
+        condition: &Precondition,
+    ) -> Result<ObjectVersion, StoreError> {
+        let mut state = self.state.lock();
+        state.check(key, condition)?;
+        Ok(state.publish(key, body, metadata.clone(), self.clock.wall()))
+    }
+
+    async fn delete(&self, key: &Key, condition: &Precondition) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        if state.objects.contains_key(key) {
+            state.check(key, condition)?;
+            state.objects.remove(key);
+        }
+        Ok(())
+    }
+
+    async fn delete_batch(&self, keys: &[Key]) -> Result<Vec<(Key, StoreError)>, StoreError> {
+        let mut state = self.state.lock();
+        for key in keys {
+            state.objects.remove(key);
+        }
+        Ok(Vec::new())
+    }
+
+    async fn copy(
+        &self,
+        from: &Key,
+        to: &Key,
+        options: &CopyOptions,
+    ) -> Result<ObjectVersion, StoreError> {
+        let mut state = self.state.lock();
+        let source = match &options.source_version {
+            Some(version) => state.find_version(from, version)?,
+            None => state.find(from)?,
+        };
+        let body = source.body.clone();
+        let metadata = match &options.metadata {
+            MetadataDirective::Copy => source.metadata.clone(),
+            MetadataDirective::Replace(metadata) => metadata.clone(),
+        };
+        Ok(state.publish(to, body, metadata, self.clock.wall()))
+    }
+
+    async fn create_multipart(
+        &self,
+        key: &Key,
+        metadata: &Metadata,
+    ) -> Result<UploadId, StoreError> {
+        let mut state = self.state.lock();
+        state.writes += 1;
+        let id = UploadId(format!("upload-{}", state.writes));
+        let upload = Upload {
+            key: key.clone(),
+            metadata: metadata.clone(),
+            parts: BTreeMap::new(),
+        };
+        state.uploads.insert(id.clone(), upload);
+        Ok(id)
+    }
+
+    async fn put_part(
+        &self,
+        key: &Key,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartTag, StoreError> {
+        self.state.lock().add_part(key, upload, number, body)
+    }
+
+    async fn copy_part(
+        &self,
+        key: &Key,
+        upload: &UploadId,
+        number: u32,
+        from: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+    ) -> Result<PartTag, StoreError> {
+        let mut state = self.state.lock();
+        let body = slice(from, &state.find_version(from, version)?.body, &range)?;
+        state.add_part(key, upload, number, body)
+    }
+
+    async fn complete_multipart(
+        &self,
+        key: &Key,
+        upload: &UploadId,
+        parts: &[PartTag],
+        condition: &Precondition,
+    ) -> Result<ObjectVersion, StoreError> {
+        let mut state = self.state.lock();
+        let begun = state.upload(key, upload)?;
+        let mut body = BytesMut::new();
+        for (number, tag) in (1..).zip(parts) {
+            match begun.parts.get(&number) {
+                Some((sent, bytes)) if sent == tag => body.extend_from_slice(bytes),
+                _ => {
+                    return Err(StoreError::Refused {
+                        place: "memory".into(),
+                        reason: format!("part {number} of {:?} was never sent", key.as_str()),
+                        mend: None,
+                        denied: false,
+                    });
+                }
+            }
+        }
+        state.check(key, condition)?;
+        let metadata = state.uploads.remove(upload).map(|begun| begun.metadata);
+        Ok(state.publish(
+            key,
+            body.freeze(),
+            metadata.unwrap_or_default(),
+            self.clock.wall(),
+        ))
+    }
+
+    async fn abort_multipart(&self, _key: &Key, upload: &UploadId) -> Result<(), StoreError> {
+        self.state.lock().uploads.remove(upload);
+        Ok(())
+    }
+}
+
+/// Where a listing goes on after the entry `shown`.
+fn after(shown: &str, prefix: &str, delimiter: bool) -> Bound<Key> {
+    let folded = delimiter && shown.len() > prefix.len() && shown.ends_with('/');
+    if folded {
+        // '0' is the byte after '/': the first key that can follow all those below the folded prefix.
+        Bound::Included(Key::new(format!("{}0", &shown[..shown.len() - 1])))
+    } else {
+        Bound::Excluded(Key::new(shown))
+    }
+}

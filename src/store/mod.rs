@@ -1,0 +1,116 @@
+//! One [`Bucket`] type over every kind of object store.
+//!
+//! A [`Store`] makes single attempts: it knows a protocol and nothing of retries. [`Bucket`] is what the
+//! rest of the program holds: it adds the volume's prefix, deadlines, retries and the count of requests.
+
+mod bucket;
+mod counts;
+mod dialect;
+mod error;
+mod keys;
+mod local;
+mod memory;
+mod object;
+mod retry;
+mod s3;
+
+pub use bucket::Bucket;
+pub use counts::RequestCounts;
+pub use dialect::{Attributes, FileKind};
+pub use error::StoreError;
+pub use keys::Key;
+pub use memory::MemoryStore;
+pub use object::{
+    ByteStream, CopyOptions, ListEntry, ListPage, ListRequest, Metadata, MetadataDirective, Object,
+    ObjectVersion, PartTag, Precondition, UploadId,
+};
+
+use std::fmt::Debug;
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// A store's protocol: one method, one attempt.
+///
+/// Keys are whole keys of the bucket; [`Bucket`] has put the volume's prefix in front.
+#[async_trait]
+pub trait Store: Debug + Send + Sync {
+    /// Size, version and metadata of an object.
+    async fn head(&self, key: &Key) -> Result<Object, StoreError>;
+
+    /// The bytes of `range`, of exactly the version named: another one is [`StoreError::Precondition`].
+    ///
+    /// `range` is not empty and lies inside the object.
+    async fn get(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+    ) -> Result<ByteStream, StoreError>;
+
+    /// One page of a listing, in the order of the keys' bytes.
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError>;
+
+    /// Creates or replaces an object in one request.
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        metadata: &Metadata,
+        condition: &Precondition,
+    ) -> Result<ObjectVersion, StoreError>;
+
+    /// Removes an object; one that is not there is no error.
+    async fn delete(&self, key: &Key, condition: &Precondition) -> Result<(), StoreError>;
+
+    /// Removes up to 1000 objects; returns those that are still there, each with its reason.
+    async fn delete_batch(&self, keys: &[Key]) -> Result<Vec<(Key, StoreError)>, StoreError>;
+
+    /// Copies an object inside the store. `from == to` with a replaced metadata is how attributes change.
+    async fn copy(
+        &self,
+        from: &Key,
+        to: &Key,
+        options: &CopyOptions,
+    ) -> Result<ObjectVersion, StoreError>;
+
+    /// Begins an upload in parts.
+    async fn create_multipart(
+        &self,
+        key: &Key,
+        metadata: &Metadata,
+    ) -> Result<UploadId, StoreError>;
+
+    /// Sends one part. `number` counts from 1.
+    async fn put_part(
+        &self,
+        key: &Key,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartTag, StoreError>;
+
+    /// Makes one part of a range of an object of the same bucket, of exactly the version named.
+    async fn copy_part(
+        &self,
+        key: &Key,
+        upload: &UploadId,
+        number: u32,
+        from: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+    ) -> Result<PartTag, StoreError>;
+
+    /// Makes the object of its parts, given in order from number 1.
+    async fn complete_multipart(
+        &self,
+        key: &Key,
+        upload: &UploadId,
+        parts: &[PartTag],
+        condition: &Precondition,
+    ) -> Result<ObjectVersion, StoreError>;
+
+    /// Drops an upload and its parts.
+    async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<(), StoreError>;
+}

@@ -1,0 +1,118 @@
+//! What a store's requests and answers are made of.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+use super::{Key, StoreError};
+
+/// The ETag of an object as the store spells it, quotes included. Equal versions have equal bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ObjectVersion(pub Arc<str>);
+
+/// Bytes as they arrive.
+pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
+
+/// What HEAD says of an object.
+#[derive(Debug, Clone)]
+pub struct Object {
+    /// Bytes.
+    pub size: u64,
+    /// The version these facts are about.
+    pub version: ObjectVersion,
+    /// When the store took it.
+    pub modified: SystemTime,
+    /// What travels beside the bytes.
+    pub metadata: Metadata,
+}
+
+/// What travels beside an object's bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// User metadata; keys in lower case, without `x-amz-meta-`.
+    pub user: BTreeMap<String, String>,
+    /// System headers that a rewrite has to send again: `content-type`, `cache-control`,
+    /// `content-disposition`, `content-encoding`, `content-language`, `expires`. Keys in lower case.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// What has to hold for a write to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Precondition {
+    /// Nothing.
+    #[default]
+    None,
+    /// There is no object of that key.
+    Absent,
+    /// The object is still of this version.
+    Version(ObjectVersion),
+}
+
+/// How a copy is to be done.
+#[derive(Debug, Clone)]
+pub struct CopyOptions {
+    /// The version the copy is based on; another one is [`StoreError::Precondition`].
+    pub source_version: Option<ObjectVersion>,
+    /// What travels with the copy.
+    pub metadata: MetadataDirective,
+}
+
+/// Whose metadata a copy carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetadataDirective {
+    /// The source's.
+    Copy,
+    /// This, and nothing of the source's.
+    Replace(Metadata),
+}
+
+/// One page of a listing to ask for.
+#[derive(Debug, Clone)]
+pub struct ListRequest {
+    /// Only keys that begin with this; it need not end in a slash.
+    pub prefix: Key,
+    /// Fold what follows the next slash into [`ListEntry::Prefix`].
+    pub delimiter: bool,
+    /// Entries wanted at most; a store may return fewer.
+    pub max_keys: usize,
+    /// Where the previous page ended.
+    pub continuation: Option<String>,
+}
+
+/// One page of a listing.
+#[derive(Debug, Clone, Default)]
+pub struct ListPage {
+    /// Objects and prefixes together, in the order of their bytes.
+    pub entries: Vec<ListEntry>,
+    /// Where the next page begins; `None` on the last.
+    pub continuation: Option<String>,
+}
+
+/// One line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListEntry {
+    /// An object; a listing does not say its metadata.
+    Object {
+        /// Its key.
+        key: Key,
+        /// Bytes.
+        size: u64,
+        /// Its version.
+        version: ObjectVersion,
+        /// When the store took it.
+        modified: SystemTime,
+    },
+    /// Keys that share everything up to and including a slash.
+    Prefix(Key),
+}
+
+/// Names an upload in parts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct UploadId(pub String);
+
+/// Names a part that was sent: its ETag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartTag(pub String);

@@ -1,0 +1,206 @@
+//! A page of ListObjectsV2, from XML to entries. Pure.
+//!
+//! An entry that cannot be read is left out and counted: one odd key never hides its neighbours.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use percent_encoding::percent_decode_str;
+
+use super::xml::Element;
+use crate::store::{Key, ListEntry, ListPage, ObjectVersion};
+
+/// The entries of a page, and how many could not be read.
+pub(super) fn read(document: &[u8]) -> Result<(ListPage, usize), String> {
+    let root = Element::parse(document)?;
+    if root.name() != "ListBucketResult" {
+        return Err(format!("<{}> where a listing was expected", root.name()));
+    }
+    let mut skipped = 0;
+    let encoded = is_encoded(&root);
+    let mut entries = Vec::new();
+    for contents in root.all("Contents") {
+        match object(contents, encoded) {
+            Some(entry) => entries.push(entry),
+            None => skipped += 1,
+        }
+    }
+    for prefix in root.all("CommonPrefixes") {
+        match prefix.text_of("Prefix").and_then(|text| key(text, encoded)) {
+            Some(key) => entries.push(ListEntry::Prefix(key)),
+            None => skipped += 1,
+        }
+    }
+    // Objects and prefixes come apart; each may be in an order of the store's own.
+    entries.sort_by(|a, b| key_of(a).cmp(key_of(b)));
+    let truncated = root
+        .text_of("IsTruncated")
+        .is_some_and(|text| text.trim() == "true");
+    let continuation = root
+        .text_of("NextContinuationToken")
+        .filter(|token| !token.is_empty());
+    if truncated && continuation.is_none() {
+        return Err("a listing that goes on does not say where".to_owned());
+    }
+    let continuation = continuation.filter(|_| truncated).map(str::to_owned);
+    Ok((
+        ListPage {
+            entries,
+            continuation,
+        },
+        skipped,
+    ))
+}
+
+fn key_of(entry: &ListEntry) -> &Key {
+    match entry {
+        ListEntry::Object { key, .. } | ListEntry::Prefix(key) => key,
+    }
+}
+
+fn object(contents: &Element, encoded: bool) -> Option<ListEntry> {
+    let modified = contents.text_of("LastModified").map(str::trim);
+    Some(ListEntry::Object {
+        key: key(contents.text_of("Key")?, encoded)?,
+        size: contents.text_of("Size")?.trim().parse().ok()?,
+        // Without one every HEAD shows another version, which costs a request and no truth.
+        version: ObjectVersion(Arc::from(
+            contents.text_of("ETag").unwrap_or_default().trim(),
+        )),
+        modified: modified
+            .and_then(|time| humantime::parse_rfc3339(time).ok())
+            .unwrap_or(SystemTime::UNIX_EPOCH),
+    })
+}
+
+fn key(text: &str, encoded: bool) -> Option<Key> {
+    let key = if encoded {
+        decode(text)?
+    } else {
+        Cow::Borrowed(text)
+    };
+    (!key.is_empty() && !key.contains('\0')).then(|| Key::new(key.as_ref()))
+}
+
+/// The text behind `encoding-type=url`: form encoding, in which `+` is a space.
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    let spaced = match text.contains('+') {
+        true => Cow::Owned(text.replace('+', " ")),
+        false => Cow::Borrowed(text),
+    };
+    let decoded = percent_decode_str(&spaced).decode_utf8().ok()?.into_owned();
+    Some(Cow::Owned(decoded))
+}
+
+/// Whether keys are encoded as we asked. Some stores repeat the question and then do not do it; a
+/// character that encoding would have replaced gives them away.
+fn is_encoded(root: &Element) -> bool {
+    let raw = |text: &str| {
+        let bytes = text.as_bytes();
+        bytes.iter().enumerate().any(|(at, byte)| match byte {
+            b'%' => !bytes
+                .get(at + 1..at + 3)
+                .is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)),
+            b'-' | b'_' | b'.' | b'/' | b'+' | b'*' | b'~' => false,
+            // Stores differ in the punctuation they leave; none leaves these.
+            b' ' | b'"' | b'<' | b'>' | b'#' | b'?' | b'&' => true,
+            byte => !byte.is_ascii_graphic(),
+        })
+    };
+    let contents = root
+        .all("Contents")
+        .filter_map(|contents| contents.text_of("Key"));
+    let prefixes = root
+        .all("CommonPrefixes")
+        .filter_map(|prefix| prefix.text_of("Prefix"));
+    root.text_of("EncodingType")
+        .is_some_and(|kind| kind.trim() == "url")
+        && !contents.chain(prefixes).any(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(inside: &str) -> Result<(ListPage, usize), String> {
+        read(format!("<ListBucketResult xmlns=\"x\">{inside}</ListBucketResult>").as_bytes())
+    }
+
+    fn contents(key: &str) -> String {
+        format!(
+            "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>\
+             <ETag>&quot;e&quot;</ETag><Size>7</Size></Contents>"
+        )
+    }
+
+    fn keys(page: &ListPage) -> Vec<&str> {
+        page.entries
+            .iter()
+            .map(|entry| key_of(entry).as_str())
+            .collect()
+    }
+
+    #[test]
+    fn objects_and_prefixes_come_in_one_order() {
+        let inside = format!(
+            "<IsTruncated>true</IsTruncated><NextContinuationToken>n+1=</NextContinuationToken>{}{}\
+             <CommonPrefixes><Prefix>b/</Prefix></CommonPrefixes>",
+            contents("c"),
+            contents("a"),
+        );
+        let (page, skipped) = page(&inside).unwrap();
+        assert_eq!(keys(&page), ["a", "b/", "c"]);
+        assert_eq!((page.continuation.as_deref(), skipped), (Some("n+1="), 0));
+        let ListEntry::Object {
+            size,
+            version,
+            modified,
+            ..
+        } = &page.entries[0]
+        else {
+            panic!("not an object")
+        };
+        assert_eq!((*size, &*version.0), (7, "\"e\""));
+        assert_eq!(
+            modified
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap()
+                .as_secs(),
+            1_767_225_600
+        );
+    }
+
+    #[test]
+    fn encoded_keys_are_decoded_and_unreadable_ones_skipped_and_counted() {
+        let inside = format!(
+            "<EncodingType>url</EncodingType>{}{}{}{}<Contents><Key>no-size</Key></Contents>",
+            contents("a%2F%2Fb"),
+            contents("sp+ace%09tab%2Bplus"),
+            contents("%FF"),
+            contents("nul%00"),
+        );
+        let (page, skipped) = page(&inside).unwrap();
+        assert_eq!(keys(&page), ["a//b", "sp ace\ttab+plus"]);
+        assert_eq!(skipped, 3);
+    }
+
+    #[test]
+    fn keys_that_only_claim_to_be_encoded_are_taken_as_they_are() {
+        let inside = format!(
+            "<EncodingType>url</EncodingType>{}{}",
+            contents("a b"),
+            contents("c+d%")
+        );
+        assert_eq!(keys(&page(&inside).unwrap().0), ["a b", "c+d%"]);
+        let plain = page(&contents("a+b%20")).unwrap().0;
+        assert_eq!(keys(&plain), ["a+b%20"]);
+    }
+
+    #[test]
+    fn a_listing_without_an_end_is_an_error() {
+        assert!(page("<IsTruncated>true</IsTruncated>").is_err());
+        assert!(read(b"<html>hello</html>").is_err());
+        assert!(read(b"").is_err());
+    }
+}

@@ -1,0 +1,11 @@
+//! What the tests stand on: servers, daemons and places of their own, each gone when its value is dropped.
+
+pub(crate) mod fake_http;
+#[cfg(feature = "s3-tests")]
+pub(crate) mod garage;
+#[cfg(any(feature = "fuse-tests", feature = "s3-tests", feature = "docker-tests"))]
+pub(crate) mod process;
+#[cfg(any(feature = "fuse-tests", feature = "s3-tests", feature = "docker-tests"))]
+pub(crate) mod s3;
+mod s3_backend;
+pub(crate) mod s3_server;

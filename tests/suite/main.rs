@@ -1,0 +1,8 @@
+//! The integration tests: one binary, a module for each thing that is under test.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+
+// Stores: the same promises over memory, a directory and S3, and what only S3 can get wrong.
+mod store;
