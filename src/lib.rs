@@ -2,10 +2,12 @@
 //!
 //! The modules are layers; each may name only those below it (ARCHITECTURE.md has the map):
 //!
+//! - [`fs`]: the file system: an async core, the kernel's edge in `fs::fuse`.
 //! - [`store`]: one [`store::Bucket`] type over every kind of object store.
 //! - [`config`]: options, URLs and credentials, parsed once and typed from then on.
 //! - [`clock`]: time, as something one is given.
 
 pub mod clock;
 pub mod config;
+pub mod fs;
 pub mod store;

@@ -6,3 +6,6 @@ mod common;
 
 // Stores: the same promises over memory, a directory and S3, and what only S3 can get wrong.
 mod store;
+
+// The file system's core, without a kernel.
+mod fs;

@@ -1,6 +1,7 @@
 //! What the tests stand on: servers, daemons and places of their own, each gone when its value is dropped.
 
 pub(crate) mod fake_http;
+pub(crate) mod fault_store;
 #[cfg(feature = "s3-tests")]
 pub(crate) mod garage;
 #[cfg(any(feature = "fuse-tests", feature = "s3-tests", feature = "docker-tests"))]
@@ -9,3 +10,4 @@ pub(crate) mod process;
 pub(crate) mod s3;
 mod s3_backend;
 pub(crate) mod s3_server;
+pub(crate) mod test_fs;

@@ -1,0 +1,389 @@
+//! [`FileSystem`]: one volume as an async API, without a kernel.
+//!
+//! The operations are in `ops`, by family. This file holds what they share: the parts, how fresh truth is
+//! told from stale, and what an answer to the kernel looks like.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::attr::{Attr, Caller};
+use super::cache::{BlockCache, ObjectSource};
+use super::error::FsError;
+use super::handles::Handles;
+use super::inode::{Inode, Remote};
+use super::name::{Name, NameError};
+use super::staging::Staging;
+use super::tree::{Observed, ROOT, Tree};
+use super::upload::schedule::{Footprint, Turn, Turnstile};
+use crate::clock::Clock;
+use crate::config::options::{Options, Ownership};
+use crate::store::{Attributes, Bucket, FileKind, Key, Metadata};
+
+/// How long a name or attribute is believed when the user asserts that nobody else writes.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Where the root's attributes are kept in a bucket used whole: it has no marker of its own.
+const ROOT_ATTRIBUTES: &str = ".bucketvol/root";
+
+/// How a volume behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What an object that carries no attributes looks like.
+    pub ownership: Ownership,
+    /// No change is accepted.
+    pub read_only: bool,
+    /// How long a remote name or attribute is believed.
+    pub metadata_ttl: Duration,
+    /// How long a flush or fsync waits for the store.
+    pub fsync_timeout: Duration,
+    /// Bytes of an upload's part, at least.
+    pub part_size: u64,
+    /// Requests of this volume in flight at once.
+    pub concurrency: usize,
+    /// Where dirty bytes wait.
+    pub staging_dir: PathBuf,
+    /// The daemon's block cache.
+    pub cache: Arc<BlockCache>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Settings {
+    /// The settings that a volume's options say.
+    pub fn from_options(
+        options: &Options,
+        staging_dir: PathBuf,
+        cache: Arc<BlockCache>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            ownership: options.ownership,
+            read_only: options.read_only,
+            metadata_ttl: options.metadata_ttl.unwrap_or(FOREVER),
+            fsync_timeout: options.fsync_timeout,
+            part_size: options.transfer.part_size,
+            concurrency: options.transfer.concurrency,
+            staging_dir,
+            cache,
+            clock,
+        }
+    }
+}
+
+/// One volume.
+#[derive(Debug)]
+pub struct FileSystem {
+    pub(crate) bucket: Arc<Bucket>,
+    pub(crate) settings: Settings,
+    pub(crate) tree: Mutex<Tree>,
+    pub(crate) handles: Handles,
+    pub(crate) staging: Staging,
+    /// Kernels' connections there have been. More than one (two volumes of one place) is more than one page
+    /// cache, and none of them hears of the others' writes.
+    connections: AtomicU32,
+    /// Orders changes of the bucket that touch a common key.
+    pub(crate) turnstile: Arc<Turnstile>,
+    last_error: Mutex<Option<String>>,
+}
+
+/// A name's answer to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The inode's number.
+    pub ino: u64,
+    /// Its attributes.
+    pub attr: Attr,
+    /// How long the kernel may believe both.
+    pub ttl: Duration,
+}
+
+/// Figures of one volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Bytes written that are not in the bucket.
+    pub dirty_bytes: u64,
+    /// Files that differ from their objects.
+    pub dirty_files: u64,
+    /// Bytes of the daemon's block cache in use.
+    pub cache_bytes: u64,
+    /// Blocks looked up in it.
+    pub cache_lookups: u64,
+    /// Those that were there.
+    pub cache_hits: u64,
+    /// Requests to the store, by verb.
+    pub requests: BTreeMap<String, u64>,
+    /// The last failure that a program was told of.
+    pub last_error: Option<String>,
+}
+
+impl FileSystem {
+    /// Opens a volume: one request, for the root's attributes.
+    pub async fn open(bucket: Arc<Bucket>, settings: Settings) -> Result<Arc<Self>, FsError> {
+        let staging = Staging::open(settings.staging_dir.clone())?;
+        let now = settings.clock.wall();
+        let ownership = settings.ownership;
+        let caller = Caller {
+            uid: ownership.uid,
+            gid: ownership.gid,
+        };
+        let root = Attr::new(FileKind::Directory, ownership.dir_mode, caller, now);
+        let fs = Arc::new(Self {
+            bucket,
+            tree: Mutex::new(Tree::new(root, ownership)),
+            handles: Handles::default(),
+            staging,
+            connections: AtomicU32::new(0),
+            turnstile: Arc::default(),
+            last_error: Mutex::new(None),
+            settings,
+        });
+        fs.read_root().await?;
+        Ok(fs)
+    }
+
+    async fn read_root(&self) -> Result<(), FsError> {
+        let key = self.marker_key(&Key::root());
+        let Some(marker) = self.bucket.head(&key).await? else {
+            return Ok(());
+        };
+        let said = Attributes::from_metadata(&marker.metadata);
+        let root = self.inode(ROOT)?;
+        let mut state = root.state.lock();
+        state.attr = Attr::of_object(
+            FileKind::Directory,
+            0,
+            marker.modified,
+            &said,
+            &self.settings.ownership,
+        );
+        state.metadata = marker.metadata;
+        state.remote = Some(Remote {
+            key,
+            size: marker.size,
+            version: marker.version,
+            modified: Some(marker.modified),
+            content: self.settings.cache.new_content(),
+        });
+        Ok(())
+    }
+
+    /// A kernel connects.
+    pub(crate) fn connect(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether several kernels' connections change the volume, or did: then each has to ask again.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.connections.load(Ordering::Relaxed) > 1
+    }
+
+    /// How long a kernel may believe what it is told.
+    pub(crate) fn kernel_ttl(&self) -> Duration {
+        if self.is_shared() {
+            Duration::ZERO
+        } else {
+            self.settings.metadata_ttl
+        }
+    }
+
+    /// The volume's clock.
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.settings.clock)
+    }
+
+    /// The kernel is told of an inode otherwise than by an entry; `false` if there is none.
+    pub(crate) fn remember(&self, ino: u64) -> bool {
+        self.tree.lock().remember(ino)
+    }
+
+    /// The bucket behind it.
+    pub fn bucket(&self) -> &Arc<Bucket> {
+        &self.bucket
+    }
+
+    /// Figures to show.
+    pub fn status(&self) -> Status {
+        let mut status = Status {
+            cache_bytes: self.settings.cache.used_bytes(),
+            requests: self
+                .bucket
+                .requests()
+                .0
+                .into_iter()
+                .map(|(verb, count)| (verb.to_owned(), count))
+                .collect(),
+            last_error: self.last_error.lock().clone(),
+            ..Status::default()
+        };
+        (status.cache_lookups, status.cache_hits) = self.settings.cache.lookups_and_hits();
+        for inode in self.tree.lock().inodes() {
+            let state = inode.state.lock();
+            if state.unsent.any() && state.linked == super::inode::Linked::Yes {
+                status.dirty_files += 1;
+                status.dirty_bytes += state
+                    .staged
+                    .as_ref()
+                    .map_or(0, |staged| staged.dirty_bytes());
+            }
+        }
+        status
+    }
+
+    /// Nobody uses the volume any more. What a drain could not bring into the bucket is named in the log.
+    pub async fn close(&self) {
+        let status = self.status();
+        if status.dirty_files > 0 {
+            tracing::error!(
+                bucket = %self.bucket.location(),
+                files = status.dirty_files,
+                bytes = status.dirty_bytes,
+                "closed with changes that are not in the bucket",
+            );
+        }
+        // It stays if another volume's files are in it.
+        let _ = std::fs::remove_dir(&self.settings.staging_dir);
+    }
+
+    /// Keeps a failure for [`FileSystem::status`].
+    pub(crate) fn note_error(&self, what: &str, error: &FsError) {
+        tracing::warn!(bucket = %self.bucket.location(), "{what}: {error}");
+        *self.last_error.lock() = Some(format!("{what}: {error}"));
+    }
+
+    /// The inode of this number.
+    pub(crate) fn inode(&self, ino: u64) -> Result<Arc<Inode>, FsError> {
+        self.tree.lock().inode(ino).ok_or(FsError::NoEntry)
+    }
+
+    /// What the name stands for, if it can be a key at all.
+    pub(crate) fn parse_name(name: &OsStr) -> Result<(Arc<str>, Name), FsError> {
+        let parsed = Name::parse(name.as_bytes())?;
+        let text = std::str::from_utf8(name.as_bytes()).map_err(|_| NameError::NotAKey)?;
+        Ok((Arc::from(text), parsed))
+    }
+
+    /// Like [`FileSystem::parse_name`], for a name that something new is to have.
+    pub(crate) fn parse_new_name(parent: u64, name: &OsStr) -> Result<Arc<str>, FsError> {
+        let (text, parsed) = Self::parse_name(name)?;
+        if parent == ROOT && &*text == super::tree::RESERVED {
+            return Err(FsError::Reserved);
+        }
+        if parsed.beside_directory {
+            return Err(NameError::NotAKey.into());
+        }
+        Ok(text)
+    }
+
+    /// Refuses a change of a read-only volume.
+    pub(crate) fn check_writable(&self) -> Result<(), FsError> {
+        if self.settings.read_only {
+            Err(FsError::ReadOnly)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Intervals, for freshness.
+    pub(crate) fn now(&self) -> Duration {
+        self.settings.clock.monotonic()
+    }
+
+    /// The answer to the kernel about an inode whose attributes are known. The kernel is told of it once
+    /// more: a forget will follow.
+    pub(crate) fn entry(&self, inode: &Inode) -> Entry {
+        self.tree.lock().remember(inode.ino);
+        Entry {
+            ino: inode.ino,
+            attr: inode.state.lock().attr,
+            ttl: self.kernel_ttl(),
+        }
+    }
+
+    /// The object behind an inode, for reading; `None` if it was never uploaded.
+    pub(crate) fn object_source(&self, remote: &Remote) -> ObjectSource {
+        ObjectSource {
+            bucket: Arc::clone(&self.bucket),
+            key: remote.key.clone(),
+            version: remote.version.clone(),
+            size: remote.size,
+            content: remote.content,
+        }
+    }
+
+    /// The key of a directory's marker.
+    pub(crate) fn marker_key(&self, directory: &Key) -> Key {
+        if directory.as_str().is_empty() && self.bucket.location().prefix.is_empty() {
+            Key::new(ROOT_ATTRIBUTES)
+        } else {
+            directory.clone()
+        }
+    }
+
+    /// The key that an inode's name spells now.
+    pub(crate) fn key_of(&self, ino: u64) -> Result<Key, FsError> {
+        self.tree.lock().key_of(ino).ok_or(FsError::NoEntry)
+    }
+
+    /// Waits for the turn at the keys that `spell` names: spelled again when the turn has come, since a
+    /// rename meanwhile moves names.
+    pub(crate) async fn turn_at<K: PartialEq + Send>(
+        &self,
+        spell: impl Fn(&Tree) -> Result<K, FsError> + Send,
+        footprint: impl Fn(&K) -> Footprint + Send,
+    ) -> Result<(Turn, K), FsError> {
+        loop {
+            let keys = spell(&self.tree.lock())?;
+            let turn = self.turnstile.enter(footprint(&keys)).await;
+            if spell(&self.tree.lock())? == keys {
+                return Ok((turn, keys));
+            }
+        }
+    }
+
+    /// Lays a store's answer under the tree. It was asked of the keys below `directory`: if the parent has
+    /// another key by now, the answer is about something else ([`FsError::Stale`]).
+    pub(crate) fn observe(
+        &self,
+        (parent, directory): (u64, &Key),
+        name: &Arc<str>,
+        observed: &Observed,
+        asked: u64,
+    ) -> Result<Option<Arc<Inode>>, FsError> {
+        let now = self.now();
+        let mut tree = self.tree.lock();
+        if tree.key_of(parent).as_ref() != Some(directory) {
+            return Err(FsError::Stale);
+        }
+        Ok(tree.observe(parent, name, observed, asked, now, &self.settings.cache))
+    }
+
+    /// Takes note of an object we have just written.
+    pub(crate) fn written(
+        &self,
+        key: Key,
+        size: u64,
+        version: crate::store::ObjectVersion,
+    ) -> Remote {
+        Remote {
+            key,
+            size,
+            version,
+            modified: None,
+            content: self.settings.cache.new_content(),
+        }
+    }
+
+    /// The metadata of something new with these attributes.
+    pub(crate) fn metadata_of(attr: Attr) -> Metadata {
+        let mut metadata = Metadata::default();
+        attr.to_attributes().write_to(&mut metadata);
+        metadata
+    }
+}

@@ -1,0 +1,244 @@
+//! An inode: what a file is, apart from what it is called.
+//!
+//! Its tree place (parent, name) belongs to `tree`; here is its remote place (key, version, content) and
+//! what was changed on this host and is not in the bucket yet.
+//!
+//! Lock order: the tree's lock, then one inode's. Reading and writing the staging file happens under the
+//! inode's lock; no request to a store does.
+
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+
+use super::attr::Attr;
+use super::cache::ContentId;
+use super::staging::{FrozenContent, StagedContent};
+use crate::store::{Key, Metadata, ObjectVersion, Precondition};
+
+/// A file, directory or other inode.
+#[derive(Debug)]
+pub(crate) struct Inode {
+    /// Its number: never used twice.
+    pub(crate) ino: u64,
+    pub(crate) state: Mutex<InodeState>,
+}
+
+/// Where an inode's bytes are in the bucket.
+#[derive(Debug, Clone)]
+pub(crate) struct Remote {
+    /// The object's key.
+    pub(crate) key: Key,
+    /// Bytes of the object.
+    pub(crate) size: u64,
+    /// The version that everything we know of it is about.
+    pub(crate) version: ObjectVersion,
+    /// When the store took it; `None` while it is a version we wrote and have not seen again.
+    pub(crate) modified: Option<SystemTime>,
+    /// Names the bytes in the block cache.
+    pub(crate) content: ContentId,
+}
+
+/// What was changed here and is not in the bucket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Unsent {
+    pub(crate) content: bool,
+    pub(crate) attributes: bool,
+}
+
+impl Unsent {
+    /// Whether there is anything to send.
+    pub(crate) fn any(self) -> bool {
+        self.content || self.attributes
+    }
+}
+
+/// Whether an inode still has a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Linked {
+    /// The tree has it.
+    Yes,
+    /// Its name is about to go: whoever opens it now is too late.
+    Going,
+    /// It has none: removed here, or another host's object took its name. It lives while it is open.
+    No,
+}
+
+/// What changes about an inode.
+#[derive(Debug)]
+pub(crate) struct InodeState {
+    pub(crate) attr: Attr,
+    /// The object's own attributes are in `attr`; until then it holds what a listing says, and is shown to
+    /// nobody.
+    pub(crate) resolved: bool,
+    /// The object's metadata, for its next rewrite.
+    pub(crate) metadata: Metadata,
+    /// The object; a directory's marker. `None`: not uploaded yet, an implicit directory, or not asked for.
+    pub(crate) remote: Option<Remote>,
+    /// What stands at the key of a file that was never uploaded, when a rename put it over another.
+    pub(crate) overwrites: Option<ObjectVersion>,
+    /// The content, while it differs from the object's.
+    pub(crate) staged: Option<StagedContent>,
+    pub(crate) unsent: Unsent,
+    /// Counts local changes, so that an upload knows whether it has caught up.
+    pub(crate) change: u64,
+    /// Open file descriptions.
+    pub(crate) opens: u32,
+    /// Changes of the bucket under way: listings must not judge the inode meanwhile.
+    pub(crate) busy: u32,
+    pub(crate) linked: Linked,
+}
+
+impl Inode {
+    /// An inode of these attributes.
+    pub(crate) fn new(ino: u64, attr: Attr, resolved: bool, remote: Option<Remote>) -> Self {
+        Self {
+            ino,
+            state: Mutex::new(InodeState {
+                attr,
+                resolved,
+                metadata: Metadata::default(),
+                remote,
+                overwrites: None,
+                staged: None,
+                unsent: Unsent::default(),
+                change: 0,
+                opens: 0,
+                busy: 0,
+                linked: Linked::Yes,
+            }),
+        }
+    }
+
+    /// While the guard lives, listings leave the inode alone.
+    pub(crate) fn busy(&self) -> Busy<'_> {
+        self.state.lock().busy += 1;
+        Busy(self)
+    }
+}
+
+/// See [`Inode::busy`].
+#[derive(Debug)]
+pub(crate) struct Busy<'a>(&'a Inode);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().busy -= 1;
+    }
+}
+
+impl Inode {
+    /// While the guard lives nobody opens the inode or makes anything in it: its name is about to go.
+    /// When the guard goes first, the name stays.
+    pub(crate) fn going(&self) -> Going<'_> {
+        self.state.lock().linked = Linked::Going;
+        Going(self)
+    }
+}
+
+/// See [`Inode::going`].
+#[derive(Debug)]
+pub(crate) struct Going<'a>(&'a Inode);
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        if state.linked == Linked::Going {
+            state.linked = Linked::Yes;
+        }
+    }
+}
+
+/// A file as it was when an upload began.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    pub(crate) attr: Attr,
+    pub(crate) metadata: Metadata,
+    /// `None`: only attributes changed.
+    pub(crate) content: Option<FrozenContent>,
+    pub(crate) base: Option<Remote>,
+    pub(crate) precondition: Precondition,
+    change: u64,
+}
+
+impl InodeState {
+    /// Whether this host, not the bucket, knows what the inode is.
+    pub(crate) fn is_local(&self) -> bool {
+        self.unsent.any() || self.busy > 0
+    }
+
+    /// The version of what stands at the key that the inode's name spells: its own object, or the one that
+    /// its upload is to overwrite. `None`: nothing that we know of.
+    pub(crate) fn occupant(&self) -> Option<ObjectVersion> {
+        match &self.remote {
+            Some(remote) => Some(remote.version.clone()),
+            None => self.overwrites.clone(),
+        }
+    }
+
+    /// Takes note of a local change.
+    pub(crate) fn changed(&mut self, unsent: Unsent) {
+        self.unsent.content |= unsent.content;
+        self.unsent.attributes |= unsent.attributes;
+        self.change += 1;
+    }
+
+    /// Takes note of a change of the content at `now`, which made the file `size` bytes long.
+    pub(crate) fn content_changed(&mut self, size: u64, now: SystemTime) {
+        self.attr.size = size;
+        self.attr.mtime = now;
+        self.attr.ctime = now;
+        self.changed(Unsent {
+            content: true,
+            attributes: false,
+        });
+    }
+
+    /// The state to upload to `key`, or `None` if all is in the bucket.
+    pub(crate) fn freeze(&mut self, key: &Key) -> Option<Frozen> {
+        if !self.unsent.any() {
+            return None;
+        }
+        let precondition = match (&self.remote, &self.overwrites) {
+            (Some(remote), _) if remote.key == *key => {
+                Precondition::Version(remote.version.clone())
+            }
+            (_, Some(version)) => Precondition::Version(version.clone()),
+            _ => Precondition::Absent,
+        };
+        let content = match (&mut self.staged, self.unsent.content) {
+            (Some(staged), true) => Some(staged.freeze()),
+            _ => None,
+        };
+        let mut metadata = self.metadata.clone();
+        self.attr.to_attributes().write_to(&mut metadata);
+        Some(Frozen {
+            attr: self.attr,
+            metadata,
+            content,
+            base: self.remote.clone(),
+            precondition,
+            change: self.change,
+        })
+    }
+
+    /// The bucket has `frozen` as `remote`.
+    pub(crate) fn uploaded(&mut self, frozen: &Frozen, remote: Remote) {
+        if let (Some(staged), Some(content)) = (&mut self.staged, &frozen.content) {
+            staged.uploaded(content, remote.size);
+        }
+        self.metadata.clone_from(&frozen.metadata);
+        self.remote = Some(remote);
+        self.overwrites = None;
+        if self.change == frozen.change {
+            self.unsent = Unsent::default();
+            self.staged = None;
+        }
+    }
+
+    /// The bucket does not have `frozen`: it is still to be sent.
+    pub(crate) fn not_uploaded(&mut self, frozen: &Frozen) {
+        if let (Some(staged), Some(_)) = (&mut self.staged, &frozen.content) {
+            staged.abandoned();
+        }
+    }
+}

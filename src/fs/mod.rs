@@ -1,0 +1,31 @@
+//! The file system: an async core ([`FileSystem`]) that knows no kernel, and the kernel's edge.
+//!
+//! An inode has two places. Its tree place (parent, name) is what programs on this host see and belongs to
+//! `tree`; its remote place (key, version, content) is where its bytes are in the bucket and belongs to
+//! `inode`. A rename changes the first at once and the second when the store has done it.
+//!
+//! Lock order: handles, tree, one inode, cache. None is held across a request to the store.
+
+mod attr;
+mod block;
+mod cache;
+mod error;
+mod extents;
+mod filesystem;
+mod handles;
+mod inode;
+mod name;
+mod ops;
+mod readahead;
+mod staging;
+mod tree;
+mod upload;
+
+pub use attr::{Attr, Caller, SetAttr};
+pub use cache::BlockCache;
+pub use error::FsError;
+pub use filesystem::{Entry, FileSystem, Settings, Status};
+pub use name::{NAME_MAX, NameError};
+pub use ops::create::IfExists;
+pub use ops::dir::DirEntry;
+pub use ops::rename::RenameMode;

@@ -1,0 +1,309 @@
+//! Directories: opendir, readdir, releasedir.
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use crate::fs::attr::Attr;
+use crate::fs::error::FsError;
+use crate::fs::filesystem::FileSystem;
+use crate::fs::handles::DirHandle;
+use crate::fs::inode::Inode;
+use crate::fs::name::Name;
+use crate::fs::tree::{Child, Observed, ObservedObject};
+use crate::store::{FileKind, Key, ListEntry, ListPage, ListRequest};
+
+/// Keys that a page of a listing asks for: S3 gives no more.
+const PAGE_KEYS: usize = 1000;
+
+/// Entries whose attributes are looked up together. A reply of the kernel's holds about 180.
+const WINDOW: usize = 256;
+
+/// `.` and `..` come first.
+const DOTS: usize = 2;
+
+/// One entry of a directory.
+#[derive(Debug, Clone)]
+pub struct DirEntry {
+    /// The inode's number.
+    pub ino: u64,
+    /// Its name; `.` and `..` come first.
+    pub name: Arc<str>,
+    /// Its attributes.
+    pub attr: Attr,
+    /// Where to read on after this entry.
+    pub next: u64,
+}
+
+/// A reader's way through a directory, page by page of the store's listing.
+#[derive(Debug, Default)]
+pub(crate) struct DirStream {
+    entries: Vec<Child>,
+    positions: HashMap<Arc<str>, usize>,
+    progress: Progress,
+}
+
+#[derive(Debug, Default)]
+enum Progress {
+    #[default]
+    NotBegun,
+    /// The question that the pages answer, when it was asked, and where the next page begins.
+    Page {
+        asked: u64,
+        began: Duration,
+        continuation: Option<String>,
+    },
+    End,
+}
+
+impl FileSystem {
+    /// Opens a directory.
+    pub async fn opendir(&self, ino: u64) -> Result<u64, FsError> {
+        match self.tree.lock().is_directory(ino) {
+            Some(true) => {}
+            Some(false) => return Err(FsError::NotDirectory),
+            None => return Err(FsError::NoEntry),
+        }
+        Ok(self.handles.add_directory(DirHandle {
+            ino,
+            stream: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// Closes a directory.
+    pub fn releasedir(&self, fh: u64) {
+        self.handles.remove_directory(fh);
+    }
+
+    /// Entries from `offset` on (0: the beginning; else what an entry's `next` said); none at the end. The
+    /// first come as soon as their page of the listing is there.
+    pub async fn readdir(&self, fh: u64, offset: u64) -> Result<Vec<DirEntry>, FsError> {
+        let handle = self.handles.directory(fh)?;
+        let mut stream = handle.stream.lock().await;
+        if offset == 0 {
+            // rewinddir(3) wants to see what is there now.
+            *stream = DirStream::default();
+        }
+        let mut at = usize::try_from(offset).map_err(|_| FsError::Invalid("directory offset"))?;
+        let mut found = Vec::new();
+        while at < DOTS {
+            found.push(self.dot_entry(handle.ino, at).await?);
+            at += 1;
+        }
+        loop {
+            while stream.entries.len() < at - DOTS + WINDOW
+                && !matches!(stream.progress, Progress::End)
+            {
+                match self.next_page(handle.ino, &mut stream).await {
+                    // The directory was renamed meanwhile: the listing begins anew under its new key.
+                    Err(FsError::Stale) => stream.progress = Progress::NotBegun,
+                    listed => listed?,
+                }
+            }
+            let window: Vec<(usize, Child)> = stream
+                .entries
+                .iter()
+                .enumerate()
+                .skip(at - DOTS)
+                .take(WINDOW)
+                .map(|(i, child)| (i, child.clone()))
+                .collect();
+            if window.is_empty() {
+                return Ok(found);
+            }
+            at += window.len();
+            found.extend(self.resolve_all(handle.ino, window).await?);
+            // All of them may be gone by now, and an empty answer would mean the end.
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+    }
+
+    async fn dot_entry(&self, ino: u64, position: usize) -> Result<DirEntry, FsError> {
+        let (name, ino) = if position == 0 {
+            (".", ino)
+        } else {
+            ("..", self.tree.lock().parent(ino).unwrap_or(ino))
+        };
+        let attr = self.inode(ino)?.state.lock().attr;
+        Ok(DirEntry {
+            ino,
+            name: Arc::from(name),
+            attr,
+            next: position as u64 + 1,
+        })
+    }
+
+    /// Looks up the attributes that are not known, side by side; drops what is gone meanwhile.
+    async fn resolve_all(
+        &self,
+        parent: u64,
+        window: Vec<(usize, Child)>,
+    ) -> Result<Vec<DirEntry>, FsError> {
+        let resolved = stream::iter(window)
+            .map(|(i, child)| async move {
+                let inode: Option<Arc<Inode>> = if child.inode.state.lock().resolved {
+                    Some(child.inode)
+                } else {
+                    self.ask_again(parent, &child.name, &child.inode).await?
+                };
+                Ok::<_, FsError>(inode.map(|inode| DirEntry {
+                    ino: inode.ino,
+                    name: child.name,
+                    attr: inode.state.lock().attr,
+                    next: (i + DOTS + 1) as u64,
+                }))
+            })
+            .buffered(self.settings.concurrency)
+            .try_collect::<Vec<_>>()
+            .await?;
+        Ok(resolved.into_iter().flatten().collect())
+    }
+
+    async fn next_page(&self, ino: u64, stream: &mut DirStream) -> Result<(), FsError> {
+        let (asked, began, continuation) = match &stream.progress {
+            Progress::End => return Ok(()),
+            Progress::Page {
+                asked,
+                began,
+                continuation,
+            } => (*asked, *began, continuation.clone()),
+            Progress::NotBegun => {
+                let now = self.now();
+                let mut tree = self.tree.lock();
+                if tree.is_listed(ino, now, self.settings.metadata_ttl) {
+                    stream.entries = tree.children(ino);
+                    stream.progress = Progress::End;
+                    return Ok(());
+                }
+                (tree.begin_question(), now, None)
+            }
+        };
+        let directory = self.key_of(ino)?;
+        let request = ListRequest {
+            prefix: directory.clone(),
+            delimiter: true,
+            max_keys: PAGE_KEYS,
+            continuation,
+        };
+        let page = self.bucket.list(&request).await?;
+        let continuation = page.continuation.clone();
+        for (name, observed) in names_of(&directory, page) {
+            if let (Observed::Prefix, Some(object)) = (&observed, stream.object_called(&name)) {
+                // A page before this one had an object of the name that the directory takes.
+                let beside =
+                    Name::from_segment_beside_directory(&Name::parse(name.as_bytes())?.segment)?;
+                let object = Observed::Object(object);
+                if let Some(inode) = self.observe((ino, &directory), &beside, &object, asked)? {
+                    stream.push(Child {
+                        name: beside,
+                        inode,
+                    });
+                }
+            }
+            if let Some(inode) = self.observe((ino, &directory), &name, &observed, asked)? {
+                stream.push(Child { name, inode });
+            }
+        }
+        if continuation.is_some() {
+            stream.progress = Progress::Page {
+                asked,
+                began,
+                continuation,
+            };
+        } else {
+            let mut tree = self.tree.lock();
+            if tree.key_of(ino).as_ref() != Some(&directory) {
+                return Err(FsError::Stale);
+            }
+            tree.finish_listing(ino, asked, began, self.now());
+            // What was made here and is not in the bucket yet.
+            for child in tree.children(ino) {
+                if !stream.positions.contains_key(&child.name) {
+                    stream.push(child);
+                }
+            }
+            stream.progress = Progress::End;
+        }
+        Ok(())
+    }
+}
+
+impl DirStream {
+    /// What the listing said of the object that it has shown under this name.
+    fn object_called(&self, name: &str) -> Option<ObservedObject> {
+        let child = self.entries.get(*self.positions.get(name)?)?;
+        let state = child.inode.state.lock();
+        let remote = state
+            .remote
+            .as_ref()
+            .filter(|_| state.attr.kind != FileKind::Directory)?;
+        Some(ObservedObject {
+            size: remote.size,
+            version: remote.version.clone(),
+            modified: remote.modified?,
+            metadata: None,
+        })
+    }
+
+    /// Adds an entry; one of the same name (an object whose name a directory takes) gives way.
+    fn push(&mut self, child: Child) {
+        match self.positions.entry(Arc::clone(&child.name)) {
+            Slot::Occupied(position) => self.entries[*position.get()] = child,
+            Slot::Vacant(position) => {
+                position.insert(self.entries.len());
+                self.entries.push(child);
+            }
+        }
+    }
+}
+
+/// The names that a page of a listing of `directory` shows, with what it says of them.
+fn names_of(directory: &Key, page: ListPage) -> Vec<(Arc<str>, Observed)> {
+    let segment_of = |key: &Key| {
+        key.as_str()
+            .strip_prefix(directory.as_str())
+            .map(str::to_owned)
+    };
+    let directories: HashSet<String> = page
+        .entries
+        .iter()
+        .filter_map(|entry| match entry {
+            ListEntry::Prefix(key) => Some(segment_of(key)?.strip_suffix('/')?.to_owned()),
+            ListEntry::Object { .. } => None,
+        })
+        .collect();
+    let shown = |entry| match entry {
+        ListEntry::Prefix(key) => {
+            let segment = segment_of(&key)?;
+            let name = Name::from_segment(segment.strip_suffix('/')?).ok()?;
+            Some((name, Observed::Prefix))
+        }
+        ListEntry::Object {
+            key,
+            size,
+            version,
+            modified,
+        } => {
+            // The empty segment is the directory's own marker.
+            let segment = segment_of(&key).filter(|segment| !segment.is_empty())?;
+            let name = if directories.contains(&segment) {
+                Name::from_segment_beside_directory(&segment)
+            } else {
+                Name::from_segment(&segment)
+            };
+            let object = ObservedObject {
+                size,
+                version,
+                modified,
+                metadata: None,
+            };
+            Some((name.ok()?, Observed::Object(object)))
+        }
+    };
+    page.entries.into_iter().filter_map(shown).collect()
+}

@@ -1,0 +1,307 @@
+//! Content: open, read, write, release, readlink.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+
+use super::create::TARGET_MAX;
+use crate::fs::cache::ObjectSource;
+use crate::fs::error::FsError;
+use crate::fs::filesystem::FileSystem;
+use crate::fs::handles::FileHandle;
+use crate::fs::inode::{Inode, InodeState, Linked};
+use crate::fs::readahead::Readahead;
+use crate::fs::staging::{ContentSource, StagedContent};
+use crate::fs::tree::Tree;
+use crate::fs::upload::plan::SIZE_MAX;
+use crate::fs::upload::schedule::Footprint;
+use crate::store::{FileKind, Precondition, StoreError};
+
+/// Our own changes can take an object from under a read so often at most.
+const READ_ATTEMPTS: u32 = 4;
+
+/// Permission bits are not checked here: the kernel does, by `default_permissions`.
+impl FileSystem {
+    /// Opens a file. `truncate` empties it.
+    pub async fn open_file(
+        self: &Arc<Self>,
+        ino: u64,
+        writable: bool,
+        truncate: bool,
+    ) -> Result<u64, FsError> {
+        if writable || truncate {
+            self.check_writable()?;
+        }
+        let inode = self.inode(ino)?;
+        self.resolve(&inode).await?;
+        self.revalidate(&inode).await?;
+        self.open_inode(&inode, writable, truncate)
+    }
+
+    /// Asks whether the name still stands for the inode, if nobody did lately. Another object by its name
+    /// means ESTALE, upon which the kernel looks the name up afresh.
+    async fn revalidate(&self, inode: &Arc<Inode>) -> Result<(), FsError> {
+        let Some((parent, name)) = self.tree.lock().place_of(inode.ino) else {
+            return Ok(());
+        };
+        match self.find(parent, &name).await? {
+            Some(found) if found.ino == inode.ino => Ok(()),
+            _ => Err(FsError::Stale),
+        }
+    }
+
+    pub(crate) fn open_inode(
+        &self,
+        inode: &Arc<Inode>,
+        writable: bool,
+        truncate: bool,
+    ) -> Result<u64, FsError> {
+        {
+            let mut state = inode.state.lock();
+            match (state.attr.kind, state.linked) {
+                (FileKind::Directory, _) => return Err(FsError::IsDirectory),
+                (_, Linked::Going) => return Err(FsError::Stale),
+                _ => {}
+            }
+            if truncate {
+                self.resize(&mut state, 0)?;
+            }
+            state.opens += 1;
+        }
+        Ok(self.handles.add_file(FileHandle {
+            inode: Arc::clone(inode),
+            writable,
+            readahead: Mutex::new(Readahead::default()),
+        }))
+    }
+
+    /// Reads up to `len` bytes; fewer only at the end. Does not wait for what is cached or staged.
+    pub async fn read(&self, fh: u64, offset: u64, len: u32) -> Result<Vec<Bytes>, FsError> {
+        let handle = self.handles.file(fh)?;
+        for _ in 0..READ_ATTEMPTS {
+            match self.read_once(&handle, offset, len).await {
+                Ok(bytes) => return Ok(bytes),
+                Err((
+                    FsError::Store(StoreError::Precondition { .. } | StoreError::NotFound { .. }),
+                    Some(asked),
+                )) => {
+                    if !self.has_moved(&handle.inode, &asked).await {
+                        self.tree.lock().distrust(handle.inode.ino);
+                        return Err(FsError::Stale);
+                    }
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+        Err(FsError::Stale)
+    }
+
+    /// Whether it was an upload or a rename of ours that took the object from under a read; waits for the
+    /// one that is under way. What is there afterwards has the same bytes, or newer ones of ours.
+    async fn has_moved(&self, inode: &Inode, asked: &ObjectSource) -> bool {
+        let spell = |tree: &Tree| {
+            tree.key_of(inode.ino)
+                .or_else(|| tree.orphan_key(inode.ino))
+                .ok_or(FsError::NoEntry)
+        };
+        let _turn = self.turn_at(spell, |key| Footprint::key(key.clone())).await;
+        let state = inode.state.lock();
+        state
+            .remote
+            .as_ref()
+            .is_none_or(|remote| remote.version != asked.version || remote.key != asked.key)
+    }
+
+    async fn read_once(
+        &self,
+        handle: &FileHandle,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<Bytes>, (FsError, Option<ObjectSource>)> {
+        // What is staged is read under the lock: an upload that ends may give its place to other bytes.
+        let (pieces, object) = {
+            let state = handle.inode.state.lock();
+            let end = offset.saturating_add(u64::from(len)).min(state.attr.size);
+            if offset >= end {
+                return Ok(Vec::new());
+            }
+            let object = state
+                .remote
+                .as_ref()
+                .map(|remote| self.object_source(remote));
+            let pieces = pieces_of(&state, offset..end).map_err(|error| (error, None))?;
+            (pieces, object)
+        };
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            match (piece, &object) {
+                (Piece::Here(here), _) => bytes.push(here),
+                (Piece::Base(range), Some(object)) => {
+                    self.read_ahead(handle, object, &range);
+                    let read = self.settings.cache.read(object, range).await;
+                    bytes.extend(read.map_err(|error| (error.into(), Some(object.clone())))?);
+                }
+                (Piece::Base(_), None) => return Err((FsError::Stale, None)),
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn read_ahead(&self, handle: &FileHandle, object: &ObjectSource, range: &Range<u64>) {
+        let limit = self.settings.cache.readahead_room();
+        let ahead = handle.readahead.lock().observe(range, object.size, limit);
+        if let Some(ahead) = ahead {
+            self.settings.cache.prefetch(object, &ahead);
+        }
+    }
+
+    /// Writes all of `data`. It is safe on this host's disk, not yet in the bucket.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<(), FsError> {
+        let handle = self.handles.file(fh)?;
+        if !handle.writable {
+            return Err(FsError::BadHandle);
+        }
+        let end = offset.saturating_add(data.len() as u64);
+        if end > SIZE_MAX {
+            return Err(FsError::TooLarge(SIZE_MAX));
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        let mut state = handle.inode.state.lock();
+        self.staged(&mut state)?.write(offset, data)?;
+        let size = state.attr.size.max(end);
+        state.content_changed(size, self.settings.clock.wall());
+        Ok(())
+    }
+
+    /// The content as this host changes it, from now on at the latest.
+    pub(crate) fn staged<'a>(
+        &self,
+        state: &'a mut InodeState,
+    ) -> Result<&'a mut StagedContent, FsError> {
+        if state.attr.kind != FileKind::File {
+            return Err(FsError::Invalid("only a regular file has content to write"));
+        }
+        let staged = match state.staged.take() {
+            Some(staged) => staged,
+            None => self
+                .staging
+                .create(state.remote.as_ref().map_or(0, |remote| remote.size))?,
+        };
+        Ok(state.staged.insert(staged))
+    }
+
+    /// Closes a file description. The last close of a file without a name deletes its object.
+    pub async fn release(self: &Arc<Self>, fh: u64) {
+        let Some(handle) = self.handles.remove_file(fh) else {
+            return;
+        };
+        let inode = &handle.inode;
+        let is_last = {
+            let mut state = inode.state.lock();
+            state.opens = state.opens.saturating_sub(1);
+            state.opens == 0
+        };
+        if !is_last {
+            return;
+        }
+        self.tree.lock().closed(inode.ino);
+        self.delete_orphan(inode).await;
+    }
+
+    /// Deletes the object of an inode that has neither a name nor a user any more.
+    pub(crate) async fn delete_orphan(&self, inode: &Inode) {
+        let spell = |tree: &Tree| tree.orphan_key(inode.ino).ok_or(FsError::NoEntry);
+        let turn = self.turn_at(spell, |key| Footprint::key(key.clone())).await;
+        // Somebody who needed the key may have seen to it.
+        let Ok((_turn, key)) = turn else { return };
+        self.tree.lock().take_orphan(inode.ino);
+        let version = inode
+            .state
+            .lock()
+            .remote
+            .as_ref()
+            .map(|remote| remote.version.clone());
+        let condition = version.map_or(Precondition::None, Precondition::Version);
+        match self.bucket.delete(&key, condition).await {
+            // Another host has put something else there: that is not ours to delete.
+            Ok(()) | Err(StoreError::Precondition { .. }) => {}
+            Err(error) => self.note_error(&format!("delete of {key:?}"), &error.into()),
+        }
+        self.tree.lock().release_held(&key, self.now());
+    }
+
+    /// The target of a symbolic link.
+    pub async fn readlink(&self, ino: u64) -> Result<Bytes, FsError> {
+        let inode = self.inode(ino)?;
+        self.resolve(&inode).await?;
+        let (kind, remote) = {
+            let state = inode.state.lock();
+            (state.attr.kind, state.remote.clone())
+        };
+        let (FileKind::Symlink, Some(remote)) = (kind, remote) else {
+            return Err(FsError::Invalid("not a symbolic link"));
+        };
+        if remote.size == 0 || remote.size > TARGET_MAX as u64 {
+            return Err(FsError::Invalid("the link's object is no path"));
+        }
+        let object = self.object_source(&remote);
+        let mut target = BytesMut::new();
+        for bytes in self.settings.cache.read(&object, 0..remote.size).await? {
+            target.extend_from_slice(&bytes);
+        }
+        // s3fs ends a target with a newline.
+        let trimmed = target.strip_suffix(b"\n").map_or(target.len(), <[u8]>::len);
+        target.truncate(trimmed);
+        if target.is_empty() || target.contains(&0) {
+            return Err(FsError::Invalid("the link's object is no path"));
+        }
+        Ok(target.freeze())
+    }
+}
+
+/// A part of what a read is to return.
+enum Piece {
+    Here(Bytes),
+    Base(Range<u64>),
+}
+
+fn pieces_of(state: &InodeState, range: Range<u64>) -> Result<Vec<Piece>, FsError> {
+    let Some(staged) = &state.staged else {
+        let object_end = state
+            .remote
+            .as_ref()
+            .map_or(0, |remote| remote.size)
+            .min(range.end);
+        let mut pieces = Vec::new();
+        if range.start < object_end {
+            pieces.push(Piece::Base(range.start..object_end));
+        }
+        let zeros = range.end - range.start.max(object_end);
+        if zeros > 0 {
+            pieces.push(Piece::Here(Bytes::from(vec![0; in_memory(zeros)])));
+        }
+        return Ok(pieces);
+    };
+    let mut pieces = Vec::new();
+    for (range, source) in staged.sources(range) {
+        let len = in_memory(range.end - range.start);
+        pieces.push(match source {
+            ContentSource::Base => Piece::Base(range),
+            ContentSource::Zeros => Piece::Here(Bytes::from(vec![0; len])),
+            ContentSource::Staged(place) => {
+                let mut buffer = vec![0; len];
+                staged.read_at(&mut buffer, place)?;
+                Piece::Here(buffer.into())
+            }
+        });
+    }
+    Ok(pieces)
+}
+
+fn in_memory(len: u64) -> usize {
+    usize::try_from(len).expect("a read is at most 4 GiB")
+}

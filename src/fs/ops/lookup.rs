@@ -1,0 +1,193 @@
+//! Names: lookup and forget, and how a name's truth is asked of the store.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use crate::fs::error::FsError;
+use crate::fs::filesystem::{Entry, FileSystem};
+use crate::fs::inode::Inode;
+use crate::fs::name::Name;
+use crate::fs::tree::{Known, Observed, ObservedObject};
+use crate::store::{Key, ListRequest, Object, StoreError};
+
+/// What to ask the store about a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// Whether it is an object, a directory, both or neither.
+    Anything,
+    /// It was an object: whether it still is, and which.
+    Object,
+    /// It was a directory.
+    Directory,
+}
+
+impl FileSystem {
+    /// Finds a name. The kernel will forget the inode as often as this has returned it.
+    pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry, FsError> {
+        // A name that cannot be a key is a name that is not there.
+        let (name, _) = Self::parse_name(name).map_err(|_| FsError::NoEntry)?;
+        let inode = self.find(parent, &name).await?.ok_or(FsError::NoEntry)?;
+        Ok(self.entry(&inode))
+    }
+
+    /// The kernel forgets what [`FileSystem::lookup`] and its like told it `nlookup` times.
+    pub fn forget(&self, ino: u64, nlookup: u64) {
+        self.tree.lock().forget(ino, nlookup);
+    }
+
+    /// What a name stands for, its attributes known; asks the store if nobody did lately.
+    pub(crate) async fn find(
+        &self,
+        parent: u64,
+        name: &Arc<str>,
+    ) -> Result<Option<Arc<Inode>>, FsError> {
+        let known = self
+            .tree
+            .lock()
+            .look(parent, name, self.now(), self.settings.metadata_ttl);
+        match known {
+            Known::Fresh(inode) => Ok(Some(inode)),
+            Known::Absent => self.check_directory(parent).map(|()| None),
+            Known::Unknown => {
+                self.check_directory(parent)?;
+                self.ask(parent, name, Question::Anything).await
+            }
+            Known::Stale(inode) => self.ask_again(parent, name, &inode).await,
+        }
+    }
+
+    /// Like [`FileSystem::find`], of a name that has to be there.
+    pub(crate) async fn find_existing(
+        &self,
+        parent: u64,
+        name: &Arc<str>,
+    ) -> Result<Arc<Inode>, FsError> {
+        self.find(parent, name).await?.ok_or(FsError::NoEntry)
+    }
+
+    /// Asks the store about a name that stood for `inode` when somebody last looked.
+    pub(crate) async fn ask_again(
+        &self,
+        parent: u64,
+        name: &Arc<str>,
+        inode: &Inode,
+    ) -> Result<Option<Arc<Inode>>, FsError> {
+        let is_directory = self.tree.lock().is_directory(inode.ino) == Some(true);
+        let question = if is_directory {
+            Question::Directory
+        } else {
+            Question::Object
+        };
+        match self.ask(parent, name, question).await? {
+            Some(inode) => Ok(Some(inode)),
+            // It is not what it was, but it may be something else.
+            None => self.ask(parent, name, Question::Anything).await,
+        }
+    }
+
+    /// Fails unless the inode is a directory.
+    pub(crate) fn check_directory(&self, ino: u64) -> Result<(), FsError> {
+        match self.tree.lock().is_directory(ino) {
+            Some(true) => Ok(()),
+            Some(false) => Err(FsError::NotDirectory),
+            None => Err(FsError::NoEntry),
+        }
+    }
+
+    async fn ask(
+        &self,
+        parent: u64,
+        name: &Arc<str>,
+        question: Question,
+    ) -> Result<Option<Arc<Inode>>, FsError> {
+        let (asked, directory) = {
+            let mut tree = self.tree.lock();
+            (
+                tree.begin_question(),
+                tree.key_of(parent).ok_or(FsError::NoEntry)?,
+            )
+        };
+        let parsed = Name::parse(name.as_bytes())?;
+        let file_key = directory.join_file(&parsed.segment);
+        let dir_key = directory.join_dir(&parsed.segment);
+
+        let (object, is_directory) = match question {
+            Question::Anything => {
+                let (object, below) =
+                    futures_util::join!(self.head_object(&file_key), self.has_keys_below(&dir_key));
+                (object?, below?)
+            }
+            Question::Object if parsed.beside_directory => {
+                (self.head_object(&file_key).await?, true)
+            }
+            Question::Object => (self.head_object(&file_key).await?, false),
+            Question::Directory => (None, self.has_keys_below(&dir_key).await?),
+        };
+
+        // A directory takes the name; an object of the same name is shown beside it.
+        let observed = match (parsed.beside_directory, object, is_directory) {
+            (true, Some(object), true) => Some(observed_object(object)),
+            (true, _, _) => None,
+            (false, object, true) => {
+                if let (Some(object), Ok(beside)) =
+                    (object, Name::from_segment_beside_directory(&parsed.segment))
+                {
+                    self.observe(
+                        (parent, &directory),
+                        &beside,
+                        &observed_object(object),
+                        asked,
+                    )?;
+                }
+                let marker = self.bucket.head(&dir_key).await?;
+                Some(Observed::Directory(marker.map(to_observed)))
+            }
+            (false, Some(object), false) => Some(observed_object(object)),
+            (false, None, false) => None,
+        };
+        match observed {
+            Some(observed) => self.observe((parent, &directory), name, &observed, asked),
+            None => {
+                let mut tree = self.tree.lock();
+                if tree.key_of(parent).as_ref() != Some(&directory) {
+                    return Err(FsError::Stale);
+                }
+                tree.observe_absent(parent, name, asked);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn head_object(&self, key: &Key) -> Result<Option<Object>, StoreError> {
+        // The empty segment of `a/` is the directory's own marker.
+        if key.is_dir() {
+            Ok(None)
+        } else {
+            self.bucket.head(key).await
+        }
+    }
+
+    async fn has_keys_below(&self, directory: &Key) -> Result<bool, StoreError> {
+        let request = ListRequest {
+            prefix: directory.clone(),
+            delimiter: false,
+            max_keys: 1,
+            continuation: None,
+        };
+        Ok(!self.bucket.list(&request).await?.entries.is_empty())
+    }
+}
+
+fn observed_object(object: Object) -> Observed {
+    Observed::Object(to_observed(object))
+}
+
+/// A HEAD's answer, as the tree takes it.
+pub(crate) fn to_observed(object: Object) -> ObservedObject {
+    ObservedObject {
+        size: object.size,
+        version: object.version,
+        modified: object.modified,
+        metadata: Some(object.metadata),
+    }
+}

@@ -1,0 +1,10 @@
+//! The operations of [`super::FileSystem`], by family.
+
+pub(crate) mod attr;
+pub(crate) mod create;
+pub(crate) mod dir;
+pub(crate) mod io;
+pub(crate) mod lookup;
+pub(crate) mod remove;
+pub(crate) mod rename;
+pub(crate) mod sync;

@@ -1,0 +1,686 @@
+//! Names: which inode is called what, as this host sees it.
+//!
+//! What the store says (listings, HEADs) is laid under what was changed here: an answer to a question that
+//! was asked before a local change says nothing about that name. Every question therefore carries the
+//! [`Tree::begin_question`] it was asked at, and every name the sequence number of its last local change.
+//!
+//! No I/O. Lock order: the tree's lock first, then at most one inode's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::attr::Attr;
+use super::error::FsError;
+use super::inode::{Inode, Linked, Remote};
+use super::name::Name;
+use crate::config::options::Ownership;
+use crate::store::{FileKind, Key};
+
+mod observe;
+mod orphans;
+
+pub(crate) use observe::{Observed, ObservedObject};
+
+/// The root's number, by the kernel's rule.
+pub(crate) const ROOT: u64 = 1;
+
+/// A name of ours at the root: never shown, never given.
+pub(crate) const RESERVED: &str = ".bucketvol";
+
+/// Names the kernel does not hold are kept up to this many inodes, for their attributes and blocks; above
+/// it they go as soon as the kernel forgets them. An inode takes about 600 bytes.
+const IDLE_INODES_MAX: usize = 400_000;
+
+/// A name removed here hides what the store says of it for this long after the removal is done: longer
+/// than any question that was asked before can take.
+const TOMBSTONE_TTL: Duration = Duration::from_secs(180);
+
+/// A directory that is not listed meanwhile looks through its tombstones when it has this many.
+const TOMBSTONES_MAX: usize = 1024;
+
+/// The names of one volume.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    nodes: HashMap<u64, Node>,
+    next_ino: u64,
+    sequence: u64,
+    ownership: Ownership,
+    /// Open inodes without a name, by the key at which their object still is.
+    orphans: HashMap<Key, Vec<Arc<Inode>>>,
+}
+
+#[derive(Debug)]
+struct Node {
+    inode: Arc<Inode>,
+    place: Option<Place>,
+    /// Times the kernel was told of the inode and has not forgotten it.
+    nlookup: u64,
+    directory: Option<Box<Directory>>,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    parent: u64,
+    name: Arc<str>,
+}
+
+#[derive(Debug, Default)]
+struct Directory {
+    children: BTreeMap<Arc<str>, Dentry>,
+    removed: HashMap<Arc<str>, Tombstone>,
+    /// When the last whole listing began: names that are not here are not there.
+    listed: Option<Duration>,
+}
+
+impl Directory {
+    fn bury(&mut self, name: &Arc<str>, tombstone: Tombstone, now: Duration) {
+        if self.removed.len() >= TOMBSTONES_MAX {
+            self.drop_old_tombstones(now);
+        }
+        self.removed.insert(Arc::clone(name), tombstone);
+    }
+
+    fn drop_old_tombstones(&mut self, now: Duration) {
+        self.removed.retain(|_, tombstone| {
+            tombstone
+                .since
+                .is_none_or(|since| now.saturating_sub(since) < TOMBSTONE_TTL)
+        });
+    }
+}
+
+#[derive(Debug)]
+struct Dentry {
+    ino: u64,
+    /// Sequence of the last local change.
+    changed: u64,
+    /// Sequence of the last listing that had it.
+    seen: u64,
+    /// When the store last said so, or we changed it; `None`: it is known to be out of date.
+    confirmed: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Tombstone {
+    changed: u64,
+    /// `None` while the object is still there and shall not be seen.
+    since: Option<Duration>,
+}
+
+/// What the tree knows of a name.
+#[derive(Debug)]
+pub(crate) enum Known {
+    /// It is this, and its attributes are known.
+    Fresh(Arc<Inode>),
+    /// It was this when somebody last looked, or its attributes were not asked for.
+    Stale(Arc<Inode>),
+    /// There is no such name.
+    Absent,
+    /// Nobody has looked lately.
+    Unknown,
+}
+
+/// A name of a directory as a reader of the directory sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Child {
+    pub(crate) name: Arc<str>,
+    pub(crate) inode: Arc<Inode>,
+}
+
+impl Tree {
+    /// A tree with nothing but its root.
+    pub(crate) fn new(root: Attr, ownership: Ownership) -> Self {
+        let inode = Arc::new(Inode::new(ROOT, root, true, None));
+        let root = Node {
+            inode,
+            place: None,
+            nlookup: 1,
+            directory: Some(Box::default()),
+        };
+        Self {
+            nodes: HashMap::from([(ROOT, root)]),
+            next_ino: ROOT + 1,
+            sequence: 0,
+            ownership,
+            orphans: HashMap::new(),
+        }
+    }
+
+    /// The inode of this number.
+    pub(crate) fn inode(&self, ino: u64) -> Option<Arc<Inode>> {
+        self.nodes.get(&ino).map(|node| Arc::clone(&node.inode))
+    }
+
+    /// Every inode.
+    pub(crate) fn inodes(&self) -> impl Iterator<Item = &Arc<Inode>> {
+        self.nodes.values().map(|node| &node.inode)
+    }
+
+    /// Whether the inode is a directory; `None` if it is unknown.
+    pub(crate) fn is_directory(&self, ino: u64) -> Option<bool> {
+        self.nodes.get(&ino).map(|node| node.directory.is_some())
+    }
+
+    /// The inode's parent; the root is its own. `None` if it has no name.
+    pub(crate) fn parent(&self, ino: u64) -> Option<u64> {
+        match self.nodes.get(&ino)?.place.as_ref() {
+            Some(place) => Some(place.parent),
+            None if ino == ROOT => Some(ROOT),
+            None => None,
+        }
+    }
+
+    /// The key that the inode's name spells now; a directory's with its slash. `None` if it has no name.
+    pub(crate) fn key_of(&self, ino: u64) -> Option<Key> {
+        let mut segments = Vec::new();
+        let mut at = ino;
+        while at != ROOT {
+            let place = self.nodes.get(&at)?.place.as_ref()?;
+            segments.push(Name::parse(place.name.as_bytes()).ok()?.segment);
+            at = place.parent;
+        }
+        let mut key = String::new();
+        for segment in segments.iter().rev() {
+            key.push_str(segment);
+            key.push('/');
+        }
+        if ino != ROOT && !self.is_directory(ino)? {
+            key.pop();
+        }
+        Some(Key::new(key))
+    }
+
+    /// The directory and name that an inode is found under.
+    pub(crate) fn place_of(&self, ino: u64) -> Option<(u64, Arc<str>)> {
+        let place = self.nodes.get(&ino)?.place.as_ref()?;
+        Some((place.parent, Arc::clone(&place.name)))
+    }
+
+    /// What a name stands for here.
+    pub(crate) fn child(&self, parent: u64, name: &str) -> Option<u64> {
+        Some(self.directory(parent)?.children.get(name)?.ino)
+    }
+
+    /// The key of an inode that has to have this name still.
+    pub(crate) fn key_of_name(&self, parent: u64, name: &str, ino: u64) -> Result<Key, FsError> {
+        if self.child(parent, name) != Some(ino) {
+            return Err(FsError::Stale);
+        }
+        self.key_of(ino).ok_or(FsError::NoEntry)
+    }
+
+    /// Fails unless the inode is a directory that is there to stay.
+    pub(crate) fn check_parent(&self, ino: u64) -> Result<(), FsError> {
+        let node = self.nodes.get(&ino).ok_or(FsError::NoEntry)?;
+        if node.directory.is_none() {
+            return Err(FsError::NotDirectory);
+        }
+        match node.inode.state.lock().linked {
+            Linked::Yes => Ok(()),
+            Linked::Going | Linked::No => Err(FsError::NoEntry),
+        }
+    }
+
+    /// What is known of a name, if what was learned less than `ttl` ago is believed.
+    pub(crate) fn look(&self, parent: u64, name: &str, now: Duration, ttl: Duration) -> Known {
+        let Some(directory) = self.directory(parent) else {
+            return Known::Absent;
+        };
+        let believed = |since: Duration| now.saturating_sub(since) < ttl;
+        if let Some(dentry) = directory.children.get(name)
+            && let Some(inode) = self.inode(dentry.ino)
+        {
+            let (local, resolved) = {
+                let state = inode.state.lock();
+                (state.is_local(), state.resolved)
+            };
+            return if resolved && (local || dentry.confirmed.is_some_and(believed)) {
+                Known::Fresh(inode)
+            } else {
+                Known::Stale(inode)
+            };
+        }
+        if directory
+            .removed
+            .get(name)
+            .is_some_and(|t| t.since.is_none_or(believed))
+        {
+            return Known::Absent;
+        }
+        if parent == ROOT && name == RESERVED {
+            return Known::Absent;
+        }
+        match directory.listed {
+            Some(listed) if believed(listed) => Known::Absent,
+            _ => Known::Unknown,
+        }
+    }
+
+    /// Whether the last whole listing of the directory is still believed.
+    pub(crate) fn is_listed(&self, ino: u64, now: Duration, ttl: Duration) -> bool {
+        self.directory(ino)
+            .and_then(|d| d.listed)
+            .is_some_and(|listed| now.saturating_sub(listed) < ttl)
+    }
+
+    /// The directory's entries, in order.
+    pub(crate) fn children(&self, ino: u64) -> Vec<Child> {
+        let Some(directory) = self.directory(ino) else {
+            return Vec::new();
+        };
+        directory
+            .children
+            .iter()
+            .filter_map(|(name, dentry)| {
+                Some(Child {
+                    name: Arc::clone(name),
+                    inode: self.inode(dentry.ino)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Whether a child other than `but` is known to be in the bucket: the directory outlives `but`.
+    pub(crate) fn has_other_remote_child(&self, ino: u64, but: &str) -> bool {
+        let Some(directory) = self.directory(ino) else {
+            return false;
+        };
+        directory.children.iter().any(|(name, dentry)| {
+            &**name != but
+                && self.nodes.get(&dentry.ino).is_some_and(|node| {
+                    node.directory.is_none() && node.inode.state.lock().remote.is_some()
+                })
+        })
+    }
+
+    /// A new inode that was made here, under a name that is free.
+    pub(crate) fn insert(
+        &mut self,
+        parent: u64,
+        name: &Arc<str>,
+        attr: Attr,
+        remote: Option<Remote>,
+        now: Duration,
+    ) -> Arc<Inode> {
+        let inode = self.new_inode(attr, true, remote);
+        let is_directory = attr.kind == FileKind::Directory;
+        self.link(parent, name, &inode, is_directory, now);
+        if is_directory && let Some(directory) = self.directory_mut(inode.ino) {
+            // We made it: it is empty.
+            directory.listed = Some(now);
+        }
+        inode
+    }
+
+    /// Takes a name away. While `held`, its object is still there and is not to be seen.
+    pub(crate) fn remove(&mut self, parent: u64, name: &Arc<str>, held: bool, now: Duration) {
+        self.sequence += 1;
+        let tombstone = Tombstone {
+            changed: self.sequence,
+            since: if held { None } else { Some(now) },
+        };
+        let Some(directory) = self.directory_mut(parent) else {
+            return;
+        };
+        directory.bury(name, tombstone, now);
+        if let Some(ino) = directory.children.get(name).map(|dentry| dentry.ino) {
+            self.unlink_node(ino);
+        }
+    }
+
+    /// Gives an inode another name; what had that name loses it.
+    pub(crate) fn rename(
+        &mut self,
+        ino: u64,
+        new_parent: u64,
+        new_name: &Arc<str>,
+        now: Duration,
+    ) -> Option<()> {
+        let old = self.nodes.get(&ino)?.place.clone()?;
+        if let Some(target) = self.directory(new_parent)?.children.get(new_name) {
+            let target = target.ino;
+            self.unlink_node(target);
+        }
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let source = self.directory_mut(old.parent)?;
+        source.children.remove(&old.name);
+        source.bury(
+            &old.name,
+            Tombstone {
+                changed: sequence,
+                since: Some(now),
+            },
+            now,
+        );
+        let target = self.directory_mut(new_parent)?;
+        target.removed.remove(new_name);
+        target.children.insert(
+            Arc::clone(new_name),
+            Dentry {
+                ino,
+                changed: sequence,
+                seen: sequence,
+                confirmed: Some(now),
+            },
+        );
+        self.nodes.get_mut(&ino)?.place = Some(Place {
+            parent: new_parent,
+            name: Arc::clone(new_name),
+        });
+        Some(())
+    }
+
+    /// A change made here has reached the bucket: what was asked before says nothing about it.
+    pub(crate) fn touch(&mut self, ino: u64, now: Duration) {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let Some(place) = self.nodes.get(&ino).and_then(|node| node.place.clone()) else {
+            return;
+        };
+        if let Some(dentry) = self
+            .directory_mut(place.parent)
+            .and_then(|d| d.children.get_mut(&place.name))
+        {
+            dentry.changed = sequence;
+            dentry.confirmed = Some(now);
+        }
+    }
+
+    /// What was learned of the name is no longer believed.
+    pub(crate) fn distrust(&mut self, ino: u64) {
+        let Some(place) = self.nodes.get(&ino).and_then(|node| node.place.clone()) else {
+            return;
+        };
+        if let Some(directory) = self.directory_mut(place.parent) {
+            directory.listed = None;
+            if let Some(dentry) = directory.children.get_mut(&place.name) {
+                dentry.confirmed = None;
+            }
+        }
+    }
+
+    /// Names that the directory's last listing did not have may be there all the same.
+    pub(crate) fn distrust_listing(&mut self, ino: u64) {
+        if let Some(directory) = self.directory_mut(ino) {
+            directory.listed = None;
+        }
+    }
+
+    /// Every inode below a directory.
+    pub(crate) fn below(&self, ino: u64) -> Vec<Arc<Inode>> {
+        let mut found = Vec::new();
+        let mut pending = vec![ino];
+        while let Some(directory) = pending.pop().and_then(|ino| self.directory(ino)) {
+            for dentry in directory.children.values() {
+                if let Some(node) = self.nodes.get(&dentry.ino) {
+                    found.push(Arc::clone(&node.inode));
+                    if node.directory.is_some() {
+                        pending.push(dentry.ino);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// The kernel is told of the inode once more.
+    pub(crate) fn remember(&mut self, ino: u64) -> bool {
+        match self.nodes.get_mut(&ino) {
+            Some(node) => {
+                node.nlookup += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The kernel forgets what it was told `nlookup` times.
+    pub(crate) fn forget(&mut self, ino: u64, nlookup: u64) {
+        let Some(node) = self.nodes.get_mut(&ino) else {
+            return;
+        };
+        node.nlookup = node.nlookup.saturating_sub(nlookup);
+        if ino != ROOT && node.nlookup == 0 {
+            self.drop_if_idle(ino);
+        }
+    }
+
+    /// An inode was closed for the last time.
+    pub(crate) fn closed(&mut self, ino: u64) {
+        if self.nodes.get(&ino).is_some_and(|node| node.nlookup == 0) {
+            self.drop_if_idle(ino);
+        }
+    }
+
+    fn directory(&self, ino: u64) -> Option<&Directory> {
+        self.nodes.get(&ino)?.directory.as_deref()
+    }
+
+    fn directory_mut(&mut self, ino: u64) -> Option<&mut Directory> {
+        self.nodes.get_mut(&ino)?.directory.as_deref_mut()
+    }
+
+    /// The key that a name of a directory spells.
+    pub(crate) fn child_key(&self, parent: u64, name: &str, is_directory: bool) -> Option<Key> {
+        let parent = self.key_of(parent)?;
+        let segment = Name::parse(name.as_bytes()).ok()?.segment;
+        Some(if is_directory {
+            parent.join_dir(&segment)
+        } else {
+            parent.join_file(&segment)
+        })
+    }
+
+    fn new_inode(&mut self, attr: Attr, resolved: bool, remote: Option<Remote>) -> Arc<Inode> {
+        let ino = self.next_ino;
+        self.next_ino += 1;
+        Arc::new(Inode::new(ino, attr, resolved, remote))
+    }
+
+    fn link(
+        &mut self,
+        parent: u64,
+        name: &Arc<str>,
+        inode: &Arc<Inode>,
+        is_directory: bool,
+        now: Duration,
+    ) {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let Some(directory) = self.directory_mut(parent) else {
+            return;
+        };
+        directory.removed.remove(name);
+        directory.children.insert(
+            Arc::clone(name),
+            Dentry {
+                ino: inode.ino,
+                changed: sequence,
+                seen: sequence,
+                confirmed: Some(now),
+            },
+        );
+        self.nodes.insert(
+            inode.ino,
+            Node {
+                inode: Arc::clone(inode),
+                place: Some(Place {
+                    parent,
+                    name: Arc::clone(name),
+                }),
+                nlookup: 0,
+                directory: is_directory.then(Box::default),
+            },
+        );
+    }
+
+    /// Takes an inode, and all below it, out of the names. It lives on while somebody needs it.
+    fn unlink_node(&mut self, ino: u64) {
+        let mut pending = vec![ino];
+        while let Some(ino) = pending.pop() {
+            let Some(node) = self.nodes.get_mut(&ino) else {
+                continue;
+            };
+            if let Some(directory) = node.directory.as_deref_mut() {
+                pending.extend(directory.children.values().map(|dentry| dentry.ino));
+                directory.children.clear();
+            }
+            node.inode.state.lock().linked = Linked::No;
+            if let Some(place) = node.place.take()
+                && let Some(directory) = self.directory_mut(place.parent)
+                && directory
+                    .children
+                    .get(&place.name)
+                    .is_some_and(|d| d.ino == ino)
+            {
+                directory.children.remove(&place.name);
+            }
+            if self.nodes.get(&ino).is_some_and(|node| node.nlookup == 0) {
+                self.drop_if_idle(ino);
+            }
+        }
+    }
+
+    /// Drops an inode that the kernel does not hold, unless its name or content is still of use.
+    fn drop_if_idle(&mut self, ino: u64) {
+        let crowded = self.nodes.len() > IDLE_INODES_MAX;
+        let Some(node) = self.nodes.get(&ino) else {
+            return;
+        };
+        let in_use = {
+            let state = node.inode.state.lock();
+            state.opens > 0 || (node.place.is_some() && state.is_local())
+        };
+        let has_children = node
+            .directory
+            .as_ref()
+            .is_some_and(|d| !d.children.is_empty());
+        if in_use || (node.place.is_some() && (!crowded || has_children)) {
+            return;
+        }
+        if let Some(place) = self.nodes.remove(&ino).and_then(|node| node.place)
+            && let Some(directory) = self.directory_mut(place.parent)
+        {
+            directory.children.remove(&place.name);
+            // The listing is no longer whole: what is missing may be there.
+            directory.listed = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::fs::attr::Caller;
+    use crate::fs::cache::BlockCache;
+    use crate::store::ObjectVersion;
+
+    const OWNERSHIP: Ownership = Ownership {
+        uid: 0,
+        gid: 0,
+        file_mode: 0o644,
+        dir_mode: 0o755,
+    };
+    const TTL: Duration = Duration::from_secs(1);
+
+    fn attr(kind: FileKind) -> Attr {
+        Attr::new(
+            kind,
+            0o644,
+            Caller { uid: 0, gid: 0 },
+            SystemTime::UNIX_EPOCH,
+        )
+    }
+
+    fn tree() -> Tree {
+        Tree::new(attr(FileKind::Directory), OWNERSHIP)
+    }
+
+    fn object(version: &str) -> Observed {
+        Observed::Object(ObservedObject {
+            size: 1,
+            version: ObjectVersion(version.into()),
+            modified: SystemTime::UNIX_EPOCH,
+            metadata: Some(crate::store::Metadata::default()),
+        })
+    }
+
+    #[test]
+    fn an_answer_that_is_older_than_a_local_change_says_nothing_about_the_name() {
+        let (mut tree, cache) = (tree(), BlockCache::new(1 << 20));
+        let name: Arc<str> = "a".into();
+        let asked = tree.begin_question();
+        tree.insert(ROOT, &name, attr(FileKind::File), None, TTL);
+        tree.remove(ROOT, &name, false, TTL);
+        assert!(
+            tree.observe(ROOT, &name, &object("1"), asked, TTL, &cache)
+                .is_none()
+        );
+        let asked = tree.begin_question();
+        assert!(
+            tree.observe(ROOT, &name, &object("1"), asked, TTL, &cache)
+                .is_some()
+        );
+        assert!(matches!(tree.look(ROOT, "a", TTL, TTL), Known::Fresh(_)));
+    }
+
+    #[test]
+    fn a_name_whose_object_waits_for_its_last_close_is_not_seen_however_late_one_asks() {
+        let (mut tree, cache) = (tree(), BlockCache::new(1 << 20));
+        let name: Arc<str> = "a".into();
+        let asked = tree.begin_question();
+        tree.observe(ROOT, &name, &object("1"), asked, TTL, &cache)
+            .unwrap();
+        tree.remove(ROOT, &name, true, TTL);
+        let asked = tree.begin_question();
+        let late = TTL * 1000;
+        assert!(
+            tree.observe(ROOT, &name, &object("1"), asked, late, &cache)
+                .is_none()
+        );
+        tree.release_held(&Key::new("a"), late);
+        let asked = tree.begin_question();
+        assert!(
+            tree.observe(ROOT, &name, &object("2"), asked, late, &cache)
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn names_that_come_and_go_in_a_directory_nobody_lists_take_no_room_for_ever() {
+        let mut tree = tree();
+        for i in 0..20 * u32::try_from(TOMBSTONES_MAX).unwrap() {
+            let (name, now): (Arc<str>, _) = (format!("tmp{i}").into(), TTL * i);
+            tree.insert(ROOT, &name, attr(FileKind::File), None, now);
+            tree.remove(ROOT, &name, false, now);
+        }
+        assert!(tree.directory(ROOT).unwrap().removed.len() <= TOMBSTONES_MAX);
+        assert_eq!(tree.nodes.len(), 1);
+    }
+
+    #[test]
+    fn a_listing_removes_what_it_did_not_have_but_not_what_was_made_meanwhile() {
+        let (mut tree, cache) = (tree(), BlockCache::new(1 << 20));
+        let names: [Arc<str>; 3] = ["gone".into(), "kept".into(), "new".into()];
+        let asked = tree.begin_question();
+        for name in &names[..2] {
+            tree.observe(ROOT, name, &object("1"), asked, TTL, &cache)
+                .unwrap();
+        }
+        let asked = tree.begin_question();
+        tree.observe(ROOT, &names[1], &object("1"), asked, TTL, &cache)
+            .unwrap();
+        tree.insert(ROOT, &names[2], attr(FileKind::File), None, TTL);
+        tree.finish_listing(ROOT, asked, TTL, TTL);
+        let left: Vec<String> = tree
+            .children(ROOT)
+            .iter()
+            .map(|child| child.name.to_string())
+            .collect();
+        assert_eq!(left, ["kept", "new"]);
+    }
+}

@@ -1,0 +1,263 @@
+//! What a store says, laid under what is known here.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{RESERVED, ROOT, Tree};
+use crate::config::options::Ownership;
+use crate::fs::attr::Attr;
+use crate::fs::cache::BlockCache;
+use crate::fs::inode::{Inode, InodeState, Remote};
+use crate::store::{Attributes, FileKind, Key, Metadata, ObjectVersion};
+
+/// What a store said of a name.
+#[derive(Debug, Clone)]
+pub(crate) enum Observed {
+    /// There is an object.
+    Object(ObservedObject),
+    /// There are keys below it; whether it has a marker was not asked.
+    Prefix,
+    /// There are keys below it, and this is its marker.
+    Directory(Option<ObservedObject>),
+}
+
+/// What a store said of an object.
+#[derive(Debug, Clone)]
+pub(crate) struct ObservedObject {
+    pub(crate) size: u64,
+    pub(crate) version: ObjectVersion,
+    pub(crate) modified: SystemTime,
+    /// `None`: a listing does not say.
+    pub(crate) metadata: Option<Metadata>,
+}
+
+impl Tree {
+    /// To be called before a store is asked about names: the number that its answer is judged by.
+    pub(crate) fn begin_question(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// Lays a store's answer under what is known here; returns what the name stands for now.
+    pub(crate) fn observe(
+        &mut self,
+        parent: u64,
+        name: &Arc<str>,
+        observed: &Observed,
+        asked: u64,
+        now: Duration,
+        cache: &BlockCache,
+    ) -> Option<Arc<Inode>> {
+        let key = self.child_key(parent, name, !matches!(observed, Observed::Object(_)))?;
+        let directory = self.directory(parent)?;
+        if parent == ROOT && &**name == RESERVED
+            || directory
+                .removed
+                .get(name)
+                .is_some_and(|t| t.since.is_none() || t.changed > asked)
+        {
+            return None;
+        }
+        if let Some(dentry) = directory.children.get(name) {
+            let (ino, changed_since) = (dentry.ino, dentry.changed > asked);
+            let node = self.nodes.get(&ino)?;
+            let inode = Arc::clone(&node.inode);
+            let is_directory = node.directory.is_some();
+            let sheltered = self.is_sheltered(parent);
+            let keep = {
+                let mut state = inode.state.lock();
+                changed_since
+                    || sheltered
+                    || state.is_local()
+                    || learn(
+                        &mut state,
+                        is_directory,
+                        &key,
+                        observed,
+                        &self.ownership,
+                        cache,
+                    )
+            };
+            if keep {
+                let dentry = self.directory_mut(parent)?.children.get_mut(name)?;
+                dentry.seen = dentry.seen.max(asked);
+                dentry.confirmed = dentry.confirmed.max(Some(now));
+                return Some(inode);
+            }
+            // Another object by the same name is another inode; whoever has the old one open keeps it.
+            self.unlink_node(ino);
+        }
+        let inode = self.new_observed(&key, observed, cache);
+        let is_directory = !matches!(observed, Observed::Object(_));
+        self.link(parent, name, &inode, is_directory, now);
+        let dentry = self.directory_mut(parent)?.children.get_mut(name)?;
+        dentry.changed = 0;
+        dentry.seen = asked;
+        Some(inode)
+    }
+
+    /// A store said that there is no such name.
+    pub(crate) fn observe_absent(&mut self, parent: u64, name: &str, asked: u64) {
+        let Some(dentry) = self.directory(parent).and_then(|d| d.children.get(name)) else {
+            return;
+        };
+        let ino = dentry.ino;
+        if dentry.changed > asked || self.subtree_is_local(ino) {
+            return;
+        }
+        self.unlink_node(ino);
+    }
+
+    /// A listing that began at `asked` has come to its end: what it did not have is not there.
+    pub(crate) fn finish_listing(
+        &mut self,
+        parent: u64,
+        asked: u64,
+        began: Duration,
+        now: Duration,
+    ) {
+        let Some(directory) = self.directory(parent) else {
+            return;
+        };
+        let unseen: Vec<u64> = directory
+            .children
+            .values()
+            .filter(|dentry| dentry.seen < asked && dentry.changed <= asked)
+            .map(|dentry| dentry.ino)
+            .collect();
+        for ino in unseen {
+            if !self.subtree_is_local(ino) {
+                self.unlink_node(ino);
+            }
+        }
+        if let Some(directory) = self.directory_mut(parent) {
+            directory.listed = Some(began);
+            directory.drop_old_tombstones(now);
+        }
+    }
+
+    fn new_observed(&mut self, key: &Key, observed: &Observed, cache: &BlockCache) -> Arc<Inode> {
+        let kind = match observed {
+            Observed::Object(_) => FileKind::File,
+            Observed::Prefix | Observed::Directory(_) => FileKind::Directory,
+        };
+        let epoch = SystemTime::UNIX_EPOCH;
+        let attr = Attr::of_object(kind, 0, epoch, &Attributes::default(), &self.ownership);
+        let inode = self.new_inode(attr, false, None);
+        let is_directory = kind == FileKind::Directory;
+        learn(
+            &mut inode.state.lock(),
+            is_directory,
+            key,
+            observed,
+            &self.ownership,
+            cache,
+        );
+        inode
+    }
+
+    /// Whether the inode or anything below it is known better here than in the bucket.
+    fn subtree_is_local(&self, ino: u64) -> bool {
+        self.is_sheltered(ino)
+            || self
+                .inode(ino)
+                .is_some_and(|inode| inode.state.lock().is_local())
+            || self
+                .below(ino)
+                .iter()
+                .any(|inode| inode.state.lock().is_local())
+    }
+
+    /// Whether the inode or a directory above it is being moved or removed: the bucket is between two
+    /// states there.
+    fn is_sheltered(&self, ino: u64) -> bool {
+        let mut at = ino;
+        while let Some(node) = self.nodes.get(&at) {
+            if node.inode.state.lock().busy > 0 {
+                return true;
+            }
+            match &node.place {
+                Some(place) => at = place.parent,
+                None => break,
+            }
+        }
+        false
+    }
+}
+
+/// Takes an answer about an inode that is as the bucket has it. `false`: the answer is about another one.
+fn learn(
+    state: &mut InodeState,
+    is_directory: bool,
+    key: &Key,
+    observed: &Observed,
+    ownership: &Ownership,
+    cache: &BlockCache,
+) -> bool {
+    let object = match (is_directory, observed) {
+        (true, Observed::Prefix) => return true,
+        (true, Observed::Directory(None)) => {
+            state.remote = None;
+            state.resolved = true;
+            return true;
+        }
+        (true, Observed::Directory(Some(marker))) => marker,
+        (false, Observed::Object(object)) => object,
+        (true, Observed::Object(_)) | (false, Observed::Prefix | Observed::Directory(_)) => {
+            return false;
+        }
+    };
+    let mut content = None;
+    if let Some(known) = &mut state.remote {
+        if !is_directory && (known.version != object.version || known.size != object.size) {
+            return false;
+        }
+        // A version we wrote ourselves has no time of the store's yet.
+        let seen_before = known
+            .modified
+            .is_none_or(|m| same_second(m, object.modified));
+        known.modified = Some(object.modified);
+        if seen_before && state.resolved && known.version == object.version {
+            return true;
+        }
+        content = Some(known.content);
+    }
+    let first_seen = content.is_none();
+    let kind = if is_directory {
+        FileKind::Directory
+    } else {
+        FileKind::File
+    };
+    let (said, resolved) = match &object.metadata {
+        Some(metadata) => (Attributes::from_metadata(metadata), true),
+        None => (Attributes::default(), false),
+    };
+    let attr = Attr::of_object(kind, object.size, object.modified, &said, ownership);
+    // Its metadata say that it is something else now (a symlink, say): that is another inode.
+    if !first_seen && state.resolved && resolved && attr.kind != state.attr.kind {
+        return false;
+    }
+    state.remote = Some(Remote {
+        key: key.clone(),
+        size: object.size,
+        version: object.version.clone(),
+        modified: Some(object.modified),
+        content: content.unwrap_or_else(|| cache.new_content()),
+    });
+    state.attr = attr;
+    state.resolved = resolved;
+    if let Some(metadata) = &object.metadata {
+        state.metadata.clone_from(metadata);
+    }
+    true
+}
+
+/// A listing gives milliseconds, a HEAD only seconds.
+fn same_second(a: SystemTime, b: SystemTime) -> bool {
+    let seconds = |t: SystemTime| {
+        t.duration_since(SystemTime::UNIX_EPOCH)
+            .ok()
+            .map(|d| d.as_secs())
+    };
+    seconds(a) == seconds(b)
+}

@@ -1,0 +1,376 @@
+//! A [`FileSystem`] without a kernel, spoken to by paths.
+
+use std::ffi::OsStr;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bucketvol::clock::{Clock, ManualClock, SystemClock};
+use bucketvol::config::credentials::CredentialProvider;
+use bucketvol::config::options::{EndpointOptions, Ownership};
+use bucketvol::config::{Location, Scheme};
+use bucketvol::fs::{
+    Attr, BlockCache, Caller, DirEntry, FileSystem, FsError, IfExists, RenameMode, SetAttr,
+    Settings,
+};
+use bucketvol::store::{Bucket, FileKind, Key, ListEntry, ListRequest, Metadata, Precondition};
+use bytes::Bytes;
+use tempfile::TempDir;
+
+/// The root's inode number.
+pub(crate) const ROOT: u64 = 1;
+
+/// Parts as small as a store takes, so that multipart uploads are quick to make.
+pub(crate) const PART: usize = 5 * 1024 * 1024;
+
+pub(crate) const TTL: Duration = Duration::from_secs(1);
+
+pub(crate) const CALLER: Caller = Caller {
+    uid: 1000,
+    gid: 100,
+};
+
+/// A directory of this host as a bucket; it goes with the guard.
+pub(crate) fn directory_bucket() -> (Bucket, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let location = Location {
+        scheme: Scheme::File,
+        bucket: directory.path().to_str().unwrap().to_owned(),
+        prefix: String::new(),
+    };
+    let endpoint = EndpointOptions {
+        url: None,
+        region: None,
+        path_style: true,
+        tls_verify: true,
+    };
+    let credentials = Arc::new(CredentialProvider::fixed(None));
+    let clock = SystemClock::shared();
+    (
+        Bucket::connect(&location, &endpoint, None, credentials, clock).unwrap(),
+        directory,
+    )
+}
+
+/// A volume, its bucket, and its clock, which stands still until it is turned.
+#[derive(Debug)]
+pub(crate) struct TestFs {
+    fs: Arc<FileSystem>,
+    pub(crate) bucket: Arc<Bucket>,
+    pub(crate) clock: Arc<ManualClock>,
+    staging: TempDir,
+}
+
+impl Deref for TestFs {
+    type Target = Arc<FileSystem>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.fs
+    }
+}
+
+impl TestFs {
+    /// A volume on a memory store of its own.
+    pub(crate) async fn memory() -> Self {
+        Self::on(Arc::new(Bucket::memory())).await
+    }
+
+    /// A volume on `bucket`.
+    pub(crate) async fn on(bucket: Arc<Bucket>) -> Self {
+        let clock = ManualClock::shared();
+        let staging = tempfile::tempdir().unwrap();
+        let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
+        let settings = Settings {
+            ownership: Ownership {
+                uid: 0,
+                gid: 0,
+                file_mode: 0o644,
+                dir_mode: 0o755,
+            },
+            read_only: false,
+            metadata_ttl: TTL,
+            fsync_timeout: Duration::from_secs(20),
+            part_size: PART as u64,
+            concurrency: 16,
+            staging_dir: staging.path().join("staging"),
+            cache: BlockCache::new(64 * 1024 * 1024),
+            clock: shared,
+        };
+        let fs = FileSystem::open(Arc::clone(&bucket), settings)
+            .await
+            .unwrap();
+        Self {
+            fs,
+            bucket,
+            clock,
+            staging,
+        }
+    }
+
+    /// Another volume on the same bucket, as another host has it.
+    pub(crate) async fn other_host(&self) -> Self {
+        Self::on(Arc::clone(&self.bucket)).await
+    }
+
+    /// Lets all that is believed of the bucket be doubted.
+    pub(crate) fn let_ttl_pass(&self) {
+        self.clock.advance(TTL * 2);
+    }
+
+    pub(crate) async fn ino(&self, path: &str) -> Result<u64, FsError> {
+        let mut ino = ROOT;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            ino = self.fs.lookup(ino, OsStr::new(name)).await?.ino;
+        }
+        Ok(ino)
+    }
+
+    async fn parent<'a>(&self, path: &'a str) -> Result<(u64, &'a OsStr), FsError> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.ino(parent).await?, OsStr::new(name)))
+    }
+
+    pub(crate) async fn attr(&self, path: &str) -> Result<Attr, FsError> {
+        let ino = self.ino(path).await?;
+        Ok(self.fs.getattr(ino).await?.0)
+    }
+
+    pub(crate) async fn setattr(&self, path: &str, change: SetAttr) -> Result<Attr, FsError> {
+        let ino = self.ino(path).await?;
+        Ok(self.fs.setattr(ino, change).await?.0)
+    }
+
+    pub(crate) async fn create(&self, path: &str) -> Result<OpenFile<'_>, FsError> {
+        let (parent, name) = self.parent(path).await?;
+        let (_, fh) = self
+            .fs
+            .create(parent, name, 0o644, CALLER, IfExists::Open)
+            .await?;
+        Ok(OpenFile { fs: self, fh })
+    }
+
+    pub(crate) async fn open(&self, path: &str) -> Result<OpenFile<'_>, FsError> {
+        let ino = self.ino(path).await?;
+        Ok(OpenFile {
+            fs: self,
+            fh: self.fs.open_file(ino, true, false).await?,
+        })
+    }
+
+    pub(crate) async fn open_truncated(&self, path: &str) -> Result<OpenFile<'_>, FsError> {
+        let ino = self.ino(path).await?;
+        Ok(OpenFile {
+            fs: self,
+            fh: self.fs.open_file(ino, true, true).await?,
+        })
+    }
+
+    /// Creates or truncates a file, writes it and closes it.
+    pub(crate) async fn write(&self, path: &str, bytes: impl AsRef<[u8]>) -> Result<(), FsError> {
+        let file = match self.open_truncated(path).await {
+            Err(FsError::NoEntry) => self.create(path).await?,
+            opened => opened?,
+        };
+        file.write_at(0, bytes)?;
+        file.close().await
+    }
+
+    pub(crate) async fn read(&self, path: &str) -> Result<Vec<u8>, FsError> {
+        let ino = self.ino(path).await?;
+        let fh = self.fs.open_file(ino, false, false).await?;
+        let file = OpenFile { fs: self, fh };
+        let bytes = file.read_all().await;
+        self.fs.release(fh).await;
+        bytes
+    }
+
+    pub(crate) async fn mkdir(&self, path: &str) -> Result<u64, FsError> {
+        let (parent, name) = self.parent(path).await?;
+        Ok(self.fs.mkdir(parent, name, 0o755, CALLER).await?.ino)
+    }
+
+    /// Makes a directory of any name at the root.
+    pub(crate) async fn mkdir_raw(&self, name: &OsStr) -> Result<u64, FsError> {
+        Ok(self.fs.mkdir(ROOT, name, 0o755, CALLER).await?.ino)
+    }
+
+    /// Writes to a handle by its number.
+    pub(crate) fn write_to(&self, fh: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.fs.write(fh, 0, bytes)
+    }
+
+    pub(crate) async fn symlink(&self, path: &str, target: &str) -> Result<u64, FsError> {
+        let (parent, name) = self.parent(path).await?;
+        Ok(self
+            .fs
+            .symlink(parent, name, target.as_bytes(), CALLER)
+            .await?
+            .ino)
+    }
+
+    pub(crate) async fn unlink(&self, path: &str) -> Result<(), FsError> {
+        let (parent, name) = self.parent(path).await?;
+        self.fs.unlink(parent, name).await
+    }
+
+    pub(crate) async fn rmdir(&self, path: &str) -> Result<(), FsError> {
+        let (parent, name) = self.parent(path).await?;
+        self.fs.rmdir(parent, name).await
+    }
+
+    pub(crate) async fn rename(&self, from: &str, to: &str) -> Result<(), FsError> {
+        self.rename_as(from, to, RenameMode::Replace).await
+    }
+
+    pub(crate) async fn rename_as(
+        &self,
+        from: &str,
+        to: &str,
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
+        let (parent, name) = self.parent(from).await?;
+        let (new_parent, new_name) = self.parent(to).await?;
+        self.fs
+            .rename(parent, name, new_parent, new_name, mode)
+            .await
+    }
+
+    /// Every entry of a directory but the dots.
+    pub(crate) async fn entries(&self, path: &str) -> Result<Vec<DirEntry>, FsError> {
+        let ino = self.ino(path).await?;
+        let fh = self.fs.opendir(ino).await?;
+        let mut entries: Vec<DirEntry> = Vec::new();
+        loop {
+            let from = entries.last().map_or(0, |entry| entry.next);
+            let more = self.fs.readdir(fh, from).await?;
+            if more.is_empty() {
+                break;
+            }
+            entries.extend(more);
+        }
+        self.fs.releasedir(fh);
+        entries.retain(|entry| !matches!(&*entry.name, "." | ".."));
+        Ok(entries)
+    }
+
+    /// The names of a directory, sorted; a directory's with a slash.
+    pub(crate) async fn ls(&self, path: &str) -> Vec<String> {
+        let entries = self.entries(path).await.unwrap();
+        let mut names: Vec<String> = entries
+            .iter()
+            .map(|entry| match entry.attr.kind {
+                FileKind::Directory => format!("{}/", entry.name),
+                _ => entry.name.to_string(),
+            })
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Puts an object into the bucket past the file system.
+    pub(crate) async fn put_object(&self, key: &str, bytes: &[u8]) {
+        let body = Bytes::copy_from_slice(bytes);
+        let key = Key::new(key);
+        self.bucket
+            .put(&key, body, Metadata::default(), Precondition::None)
+            .await
+            .unwrap();
+    }
+
+    /// An object's bytes as any other tool reads them; `None` if it is not there.
+    pub(crate) async fn object(&self, key: &str) -> Option<Vec<u8>> {
+        use futures_util::TryStreamExt;
+        let key = Key::new(key);
+        let object = self.bucket.head(&key).await.unwrap()?;
+        if object.size == 0 {
+            // An empty range cannot be asked for.
+            return Some(Vec::new());
+        }
+        let body = self
+            .bucket
+            .get(&key, 0..object.size, &object.version)
+            .await
+            .unwrap();
+        let pieces: Vec<Bytes> = body.try_collect().await.unwrap();
+        Some(pieces.concat())
+    }
+
+    /// Every key of the bucket.
+    pub(crate) async fn keys(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut continuation = None;
+        loop {
+            let request = ListRequest {
+                prefix: Key::root(),
+                delimiter: false,
+                max_keys: 1000,
+                continuation,
+            };
+            let page = self.bucket.list(&request).await.unwrap();
+            keys.extend(page.entries.iter().map(|entry| match entry {
+                ListEntry::Object { key, .. } | ListEntry::Prefix(key) => key.as_str().to_owned(),
+            }));
+            continuation = page.continuation;
+            if continuation.is_none() {
+                return keys;
+            }
+        }
+    }
+
+    /// Requests sent for `verb` while `work` ran.
+    pub(crate) async fn requests_of<T>(&self, work: impl Future<Output = T>) -> (T, u64) {
+        let before = self.bucket.requests().total();
+        let done = work.await;
+        (done, self.bucket.requests().total() - before)
+    }
+
+    /// Where dirty bytes wait.
+    pub(crate) fn staging_dir(&self) -> &std::path::Path {
+        self.staging.path()
+    }
+}
+
+/// An open file. Closing it says whether its bytes are in the bucket.
+#[derive(Debug)]
+pub(crate) struct OpenFile<'a> {
+    fs: &'a TestFs,
+    pub(crate) fh: u64,
+}
+
+impl OpenFile<'_> {
+    pub(crate) fn write_at(&self, offset: u64, bytes: impl AsRef<[u8]>) -> Result<(), FsError> {
+        self.fs.fs.write(self.fh, offset, bytes.as_ref())
+    }
+
+    pub(crate) async fn read_at(&self, offset: u64, len: u32) -> Result<Vec<u8>, FsError> {
+        Ok(self.fs.fs.read(self.fh, offset, len).await?.concat())
+    }
+
+    pub(crate) async fn read_all(&self) -> Result<Vec<u8>, FsError> {
+        let mut bytes = Vec::new();
+        loop {
+            let more = self.read_at(bytes.len() as u64, 1 << 20).await?;
+            if more.is_empty() {
+                return Ok(bytes);
+            }
+            bytes.extend(more);
+        }
+    }
+
+    pub(crate) async fn fsync(&self) -> Result<(), FsError> {
+        self.fs.fs.fsync(self.fh).await
+    }
+
+    pub(crate) async fn close(self) -> Result<(), FsError> {
+        let flushed = self.fs.fs.flush(self.fh).await;
+        self.fs.fs.release(self.fh).await;
+        flushed
+    }
+}
+
+/// Bytes that tell where they belong.
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|i| u8::try_from((i / 251 + i) % 256).unwrap())
+        .collect()
+}

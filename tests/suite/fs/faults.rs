@@ -1,0 +1,128 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bucketvol::fs::{FsError, SetAttr};
+use bucketvol::store::{Bucket, MemoryStore, StoreError};
+
+use crate::common::fault_store::{FaultStore, Faults};
+use crate::common::test_fs::{PART, TestFs, pattern};
+
+async fn faulty() -> (TestFs, Arc<Faults>) {
+    let clock = bucketvol::clock::SystemClock::shared();
+    let (store, faults) = FaultStore::new(Arc::new(MemoryStore::new(clock)));
+    let location = bucketvol::config::Location {
+        scheme: bucketvol::config::Scheme::Memory,
+        bucket: "faulty".to_owned(),
+        prefix: String::new(),
+    };
+    (
+        TestFs::on(Arc::new(Bucket::new(Arc::new(store), location))).await,
+        faults,
+    )
+}
+
+fn is_denied<T>(done: &Result<T, FsError>) -> bool {
+    matches!(
+        done,
+        Err(FsError::Store(StoreError::Refused { denied: true, .. }))
+    )
+}
+
+#[tokio::test]
+async fn an_fsync_that_fails_says_so_and_the_next_one_sends_the_bytes() {
+    for size in [5, PART * 2 + 5] {
+        let (fs, faults) = faulty().await;
+        let file = fs.create("a").await.unwrap();
+        file.write_at(0, pattern(size)).unwrap();
+        faults.deny_writes(1);
+        assert!(is_denied(&file.fsync().await));
+        assert_eq!(fs.status().dirty_files, 1);
+        assert_eq!(file.read_all().await.unwrap().len(), size);
+        file.fsync().await.unwrap();
+        file.close().await.unwrap();
+        assert!(fs.object("a").await.unwrap() == pattern(size));
+        assert_eq!(fs.status().dirty_files, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_close_that_fails_says_so_and_a_drain_sends_the_bytes() {
+    let (fs, faults) = faulty().await;
+    let file = fs.create("a").await.unwrap();
+    file.write_at(0, b"kept").unwrap();
+    faults.deny_writes(1);
+    assert!(is_denied(&file.close().await));
+    assert_eq!(fs.read("a").await.unwrap(), b"kept");
+    fs.drain(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(fs.object("a").await.as_deref(), Some(&b"kept"[..]));
+}
+
+#[tokio::test]
+async fn a_chmod_that_is_refused_did_not_happen() {
+    let (fs, faults) = faulty().await;
+    fs.write("a", b"x").await.unwrap();
+    let change = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    faults.deny_writes(1);
+    assert!(is_denied(&fs.setattr("a", change).await));
+    assert_eq!(fs.attr("a").await.unwrap().mode, 0o644);
+    assert_eq!(fs.status().dirty_files, 0);
+    fs.setattr("a", change).await.unwrap();
+    assert_eq!(fs.other_host().await.attr("a").await.unwrap().mode, 0o600);
+}
+
+#[tokio::test]
+async fn what_could_not_be_removed_is_still_there() {
+    let (fs, faults) = faulty().await;
+    fs.write("a", b"x").await.unwrap();
+    fs.mkdir("d").await.unwrap();
+    faults.deny_writes(1);
+    assert!(is_denied(&fs.unlink("a").await));
+    faults.deny_writes(1);
+    assert!(is_denied(&fs.rmdir("d").await));
+    assert_eq!(fs.ls("").await, ["a", "d/"]);
+    assert_eq!(fs.read("a").await.unwrap(), b"x");
+    fs.unlink("a").await.unwrap();
+    fs.rmdir("d").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_whose_rename_fails_midway_is_where_it_was_and_nowhere_else() {
+    let (fs, faults) = faulty().await;
+    for i in 0..20 {
+        fs.put_object(&format!("d/{i:02}"), b"x").await;
+    }
+    let keys = fs.keys().await;
+    faults.deny_writes_after(7, 1);
+    assert!(is_denied(&fs.rename("d", "e").await));
+    assert_eq!(fs.keys().await, keys);
+    assert_eq!(fs.ls("").await, ["d/"]);
+    fs.rename("d", "e").await.unwrap();
+    assert_eq!(fs.ls("e").await.len(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_is_an_error_in_time() {
+    let (fs, faults) = faulty().await;
+    fs.write("a", b"x").await.unwrap();
+    let file = fs.open("a").await.unwrap();
+    file.write_at(0, b"y").unwrap();
+    faults.hang(true);
+    let begun = tokio::time::Instant::now();
+    assert!(matches!(file.fsync().await, Err(FsError::TimedOut(_))));
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(
+        file.read_at(0, 1).await.unwrap(),
+        b"y",
+        "what is staged needs no store"
+    );
+    faults.hang(false);
+    file.fsync().await.unwrap();
+    assert_eq!(fs.object("a").await.as_deref(), Some(&b"y"[..]));
+}

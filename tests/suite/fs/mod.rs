@@ -1,0 +1,47 @@
+//! [`bucketvol::fs::FileSystem`] without a kernel: each promise by itself.
+
+/// Holds a promise on a store in memory, on an S3 server over a socket (below a prefix), and on a directory.
+macro_rules! on_each_store {
+    (async fn $name:ident($fs:ident: TestFs) $promise:block) => {
+        mod $name {
+            use super::*;
+
+            async fn holds($fs: TestFs) $promise
+
+            #[tokio::test]
+            async fn in_memory() {
+                holds(TestFs::memory().await).await;
+            }
+
+            #[tokio::test]
+            async fn on_s3() {
+                let server = crate::common::s3_server::S3Server::start().await;
+                let bucket = server.bucket("some/prefix");
+                holds(TestFs::on(std::sync::Arc::new(bucket)).await).await;
+            }
+
+            #[tokio::test]
+            async fn in_a_directory() {
+                let (bucket, _directory) = crate::common::test_fs::directory_bucket();
+                holds(TestFs::on(std::sync::Arc::new(bucket)).await).await;
+            }
+        }
+    };
+}
+
+// Names, listings and lookups, odd keys included.
+mod names;
+// Reading and writing.
+mod content;
+// Modes, owners, times.
+mod attributes;
+// unlink, rmdir, rename.
+mod moves;
+// What two hosts on one bucket see of each other.
+mod hosts;
+// Random operations against a model, and what they once found.
+mod model;
+// Stores that refuse or hang: what is reported, what is kept.
+mod faults;
+// Many programs at once.
+mod together;

@@ -1,0 +1,182 @@
+use std::ffi::OsStr;
+
+use bucketvol::fs::FsError;
+use bucketvol::store::FileKind;
+
+use crate::common::test_fs::{ROOT, TestFs};
+
+on_each_store! {
+    async fn keys_are_paths_and_prefixes_are_directories(fs: TestFs) {
+        for key in ["a", "d/b", "d/e/c"] {
+            fs.put_object(key, b"x").await;
+        }
+        fs.put_object("m/", b"").await;
+        assert_eq!(fs.ls("").await, ["a", "d/", "m/"]);
+        assert_eq!(fs.ls("d").await, ["b", "e/"]);
+        assert_eq!(fs.read("d/e/c").await.unwrap(), b"x");
+        assert_eq!(fs.attr("d").await.unwrap().kind, FileKind::Directory);
+        assert_eq!(fs.ls("m").await, [""; 0]);
+    }
+}
+
+on_each_store! {
+    async fn a_file_is_found_by_name_without_listing_its_directory(fs: TestFs) {
+        fs.put_object("d/e/file", b"x").await;
+        assert_eq!(fs.read("d/e/file").await.unwrap(), b"x");
+        assert!(matches!(fs.read("d/e/other").await, Err(FsError::NoEntry)));
+        assert!(matches!(
+            fs.read("d/e/file/x").await,
+            Err(FsError::NotDirectory)
+        ));
+    }
+}
+
+#[tokio::test]
+async fn one_odd_key_never_hides_its_neighbours() {
+    let fs = TestFs::memory().await;
+    for key in [
+        "a//b",
+        "/lead",
+        "ok",
+        "tab\there",
+        "per%cent",
+        "plus+",
+        "caf\u{e9}",
+        "x\u{1}y",
+    ] {
+        fs.put_object(key, b"x").await;
+    }
+    fs.put_object("./dot", b"x").await;
+    fs.put_object(&"n".repeat(300), b"x").await;
+    let names = fs.ls("").await;
+    assert_eq!(
+        names,
+        [
+            "%2F/",
+            "a/",
+            "caf\u{e9}",
+            "ok",
+            "per%cent",
+            "plus+",
+            "tab\there",
+            "x\u{1}y"
+        ]
+    );
+    assert_eq!(fs.ls("a").await, ["%2F/"]);
+    assert_eq!(fs.read("a/%2F/b").await.unwrap(), b"x");
+    assert_eq!(fs.read("%2F/lead").await.unwrap(), b"x");
+}
+
+#[tokio::test]
+async fn a_file_and_a_directory_of_one_name_are_both_there() {
+    let fs = TestFs::memory().await;
+    fs.put_object("foo", b"the file").await;
+    fs.put_object("foo-bar", b"-").await;
+    fs.put_object("foo/x", b"inside").await;
+    assert_eq!(fs.ls("").await, ["foo%file", "foo-bar", "foo/"]);
+    assert_eq!(fs.read("foo%file").await.unwrap(), b"the file");
+    assert_eq!(fs.read("foo/x").await.unwrap(), b"inside");
+    let other = fs.other_host().await;
+    assert_eq!(other.read("foo%file").await.unwrap(), b"the file");
+    assert!(matches!(
+        other.read("nothing%file").await,
+        Err(FsError::NoEntry)
+    ));
+}
+
+#[tokio::test]
+async fn names_that_cannot_be_keys_are_refused_when_they_are_made_and_absent_when_looked_up() {
+    let fs = TestFs::memory().await;
+    use std::os::unix::ffi::OsStrExt;
+    let latin1 = OsStr::from_bytes(b"caf\xe9");
+    assert!(matches!(
+        fs.lookup(ROOT, latin1).await,
+        Err(FsError::NoEntry)
+    ));
+    let made = fs.mkdir_raw(latin1).await;
+    assert!(matches!(made, Err(FsError::Name(_))));
+    let long = "n".repeat(256);
+    assert!(matches!(fs.mkdir(&long).await, Err(FsError::Name(_))));
+    assert!(matches!(
+        fs.mkdir(".bucketvol").await,
+        Err(FsError::Reserved)
+    ));
+}
+
+on_each_store! {
+    async fn our_own_objects_are_not_shown(fs: TestFs) {
+        fs.put_object(".bucketvol/orphans/x", b"x").await;
+        fs.put_object("a", b"x").await;
+        assert_eq!(fs.ls("").await, ["a"]);
+        assert!(matches!(fs.ino(".bucketvol").await, Err(FsError::NoEntry)));
+    }
+}
+
+#[tokio::test]
+async fn a_large_directory_is_read_page_by_page_and_whole() {
+    let fs = TestFs::memory().await;
+    for i in 0..2500 {
+        fs.put_object(&format!("d/{i:05}"), b"").await;
+    }
+    let ino = fs.ino("d").await.unwrap();
+    let fh = fs.opendir(ino).await.unwrap();
+    let lists = fs.bucket.requests().of("list");
+    let first = fs.readdir(fh, 0).await.unwrap();
+    assert_eq!(
+        fs.bucket.requests().of("list") - lists,
+        1,
+        "the first entries wait for one page"
+    );
+    assert_eq!((&*first[0].name, &*first[1].name), (".", ".."));
+    let names = fs.ls("d").await;
+    assert_eq!(names.len(), 2500);
+    assert_eq!(names[1234], "01234");
+}
+
+#[tokio::test]
+async fn a_listing_that_is_fresh_answers_lookups_that_fail() {
+    let fs = TestFs::memory().await;
+    fs.put_object("a", b"x").await;
+    fs.ls("").await;
+    let (found, requests) = fs.requests_of(fs.ino("nothing")).await;
+    assert!(matches!(found, Err(FsError::NoEntry)));
+    assert_eq!(requests, 0);
+}
+
+#[tokio::test]
+async fn what_was_looked_up_is_believed_for_the_ttl_and_asked_again_after_it() {
+    let fs = TestFs::memory().await;
+    fs.put_object("a", b"x").await;
+    fs.ino("a").await.unwrap();
+    let (_, requests) = fs.requests_of(fs.ino("a")).await;
+    assert_eq!(requests, 0);
+    fs.let_ttl_pass();
+    let (_, requests) = fs.requests_of(fs.ino("a")).await;
+    assert_eq!(requests, 1, "one HEAD");
+}
+
+on_each_store! {
+    async fn a_new_file_is_listed_before_it_is_uploaded(fs: TestFs) {
+        fs.put_object("a", b"x").await;
+        let file = fs.create("b").await.unwrap();
+        file.write_at(0, b"12345").unwrap();
+        fs.let_ttl_pass();
+        assert_eq!(fs.ls("").await, ["a", "b"]);
+        assert_eq!(fs.attr("b").await.unwrap().size, 5);
+        assert_eq!(fs.keys().await, ["a"]);
+    }
+}
+
+on_each_store! {
+    async fn symbolic_links_keep_their_target(fs: TestFs) {
+        let ino = fs.symlink("link", "../some/where").await.unwrap();
+        assert_eq!(&fs.readlink(ino).await.unwrap()[..], b"../some/where");
+        let other = fs.other_host().await;
+        let entries = other.entries("").await.unwrap();
+        assert_eq!(entries[0].attr.kind, FileKind::Symlink);
+        assert_eq!(
+            &other.readlink(entries[0].ino).await.unwrap()[..],
+            b"../some/where"
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! Many programs at once on one volume: whatever they get in each other's way, in the end the bucket is what
+//! this host sees, and so does another one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bucketvol::fs::FsError;
+
+use crate::common::test_fs::{TestFs, pattern};
+
+const PROGRAMS: u64 = 12;
+const STEPS: u64 = 150;
+const PATHS: [&str; 7] = ["a", "b", "c", "d/a", "d/b", "e/a", "e/b"];
+
+/// Numbers that are the same in every run of one seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+
+    fn path(&mut self) -> &'static str {
+        PATHS[usize::try_from(self.below(PATHS.len() as u64)).unwrap()]
+    }
+}
+
+/// What programs that share names do to each other: nothing else may go wrong.
+fn may_happen(error: &FsError) -> bool {
+    matches!(
+        error,
+        FsError::NoEntry
+            | FsError::Exists
+            | FsError::Stale
+            | FsError::IsDirectory
+            | FsError::NotDirectory
+            | FsError::NotEmpty
+    )
+}
+
+async fn step(fs: &TestFs, random: &mut Random) -> Result<(), FsError> {
+    match random.below(10) {
+        0..=3 => {
+            let len = usize::try_from(random.below(200_000)).unwrap();
+            fs.write(random.path(), pattern(len)).await
+        }
+        4 | 5 => {
+            let file = fs.open(random.path()).await?;
+            file.write_at(random.below(100_000), b"changed").unwrap();
+            file.fsync().await?;
+            file.close().await
+        }
+        6 => fs.unlink(random.path()).await,
+        7 => fs.rename(random.path(), random.path()).await,
+        8 => {
+            let bytes = fs.read(random.path()).await?;
+            assert!(bytes.len() <= 200_000);
+            Ok(())
+        }
+        _ => {
+            let (from, to) = if random.below(2) == 0 {
+                ("d", "e")
+            } else {
+                ("e", "d")
+            };
+            match fs.rename(from, to).await {
+                Err(FsError::NotEmpty | FsError::NoEntry) => fs.mkdir(from).await.map(drop),
+                done => done,
+            }
+        }
+    }
+}
+
+async fn all_files(fs: &TestFs) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for directory in ["", "d", "e"] {
+        if matches!(fs.ino(directory).await, Err(FsError::NoEntry)) {
+            continue;
+        }
+        for name in fs
+            .ls(directory)
+            .await
+            .iter()
+            .filter(|name| !name.ends_with('/'))
+        {
+            let path = format!("{directory}/{name}");
+            files.push((path.clone(), fs.read(&path).await.unwrap()));
+        }
+    }
+    files
+}
+
+async fn leave_the_bucket_equal_to_what_they_see(fs: TestFs) {
+    let fs = Arc::new(fs);
+    for directory in ["d", "e"] {
+        fs.mkdir(directory).await.unwrap();
+    }
+    let programs = (1..=PROGRAMS).map(|seed| {
+        let fs = Arc::clone(&fs);
+        tokio::spawn(async move {
+            let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            for _ in 0..STEPS {
+                if random.below(8) == 0 {
+                    fs.let_ttl_pass();
+                }
+                if let Err(error) = step(&fs, &mut random).await {
+                    assert!(may_happen(&error), "seed {seed}: {error}");
+                }
+            }
+        })
+    });
+    let all = futures_util::future::join_all(programs);
+    let ended = tokio::time::timeout(Duration::from_secs(60), all)
+        .await
+        .expect("nobody waits for ever");
+    for program in ended {
+        program.unwrap();
+    }
+    fs.drain(Duration::from_secs(20)).await.unwrap();
+    assert_eq!(fs.status().dirty_files, 0);
+    fs.let_ttl_pass();
+    assert!(all_files(&fs).await == all_files(&fs.other_host().await).await);
+    assert!(
+        fs.keys()
+            .await
+            .iter()
+            .all(|key| !key.starts_with(".bucketvol/orphans"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_in_each_others_way_leave_the_bucket_equal_to_what_they_see_in_memory() {
+    leave_the_bucket_equal_to_what_they_see(TestFs::memory().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_in_each_others_way_leave_the_bucket_equal_to_what_they_see_on_s3() {
+    let server = crate::common::s3_server::S3Server::start().await;
+    leave_the_bucket_equal_to_what_they_see(TestFs::on(Arc::new(server.bucket("p"))).await).await;
+}
