@@ -1,4 +1,4 @@
-//! The file system: an async core ([`FileSystem`]) that knows no kernel, and the kernel's edge.
+//! The file system: an async core ([`FileSystem`]) that knows no kernel, and the kernel's edge ([`fuse`]).
 //!
 //! An inode has two places. Its tree place (parent, name) is what programs on this host see and belongs to
 //! `tree`; its remote place (key, version, content) is where its bytes are in the bucket and belongs to
@@ -12,6 +12,7 @@ mod cache;
 mod error;
 mod extents;
 mod filesystem;
+pub mod fuse;
 mod handles;
 mod inode;
 mod name;

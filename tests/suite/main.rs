@@ -9,3 +9,6 @@ mod store;
 
 // The file system's core, without a kernel.
 mod fs;
+
+#[cfg(feature = "fuse-tests")]
+mod session;

@@ -1,0 +1,545 @@
+//! [`FuseAdapter`]: the kernel's requests as calls of [`FileSystem`]. It converts and decides nothing.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    Request, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+
+use super::convert::{caller, file_attr, file_type, is_writable, kind_of, open_flags};
+use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty};
+use crate::clock::Clock;
+use crate::fs::{
+    Attr, Caller, DirEntry, Entry, FileSystem, IfExists, NAME_MAX, RenameMode, SetAttr,
+};
+use crate::store::FileKind;
+
+/// Bytes of the largest write, as the kernel clamps it.
+const MAX_WRITE: u32 = 1024 * 1024;
+
+/// Requests of readahead that the kernel keeps in flight.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Block size of statfs, in bytes.
+const STATFS_BLOCK: u32 = 4096;
+
+/// What df shows where a store has no size: 16 EiB, less what would overflow a byte count.
+const STATFS_BLOCKS: u64 = u64::MAX / STATFS_BLOCK as u64;
+
+/// One connection of the kernel to a volume.
+#[derive(Debug)]
+pub struct FuseAdapter {
+    fs: Arc<FileSystem>,
+    dispatch: Dispatch,
+    clock: Arc<dyn Clock>,
+    known: Arc<Known>,
+}
+
+impl FuseAdapter {
+    /// Serves `fs`; what has to wait waits on `runtime`.
+    pub fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
+        fs.connect();
+        Self {
+            clock: fs.clock(),
+            dispatch: Dispatch::new(runtime),
+            known: Known::new(Arc::clone(&fs)),
+            fs,
+        }
+    }
+
+    /// Answers with an entry.
+    fn answer_entry(
+        &self,
+    ) -> impl FnOnce(ReplyEntry, Result<Entry, Errno>) + Send + 'static + use<> {
+        let known = Arc::clone(&self.known);
+        move |reply, done| match done {
+            Ok(entry) => {
+                known.add(entry.ino);
+                reply.entry(
+                    &entry.ttl,
+                    &file_attr(entry.ino, &entry.attr),
+                    Generation(0),
+                );
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn time(&self, time: TimeOrNow) -> SystemTime {
+        match time {
+            TimeOrNow::SpecificTime(time) => time,
+            TimeOrNow::Now => self.clock.wall(),
+        }
+    }
+}
+
+/// Left out, so that the kernel does it itself or tells the program that it cannot be done: locks (kept by
+/// the kernel, for all containers of one mount), lseek, copy_file_range, fallocate, ioctl, poll, extended
+/// attributes, link.
+impl Filesystem for FuseAdapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each by itself: of several, one that the kernel lacks would cost the others. What it lacks, we
+        // do without.
+        for wanted in [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
+            let _ = config.add_capabilities(wanted);
+        }
+        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        let known = Arc::clone(&self.known);
+        let ttl = self.fs.kernel_ttl();
+        self.dispatch.ask(
+            async move { fs.lookup(parent.0, &name).await },
+            reply,
+            move |reply, done| {
+                match done {
+                    Ok(entry) => {
+                        known.add(entry.ino);
+                        reply.entry(
+                            &entry.ttl,
+                            &file_attr(entry.ino, &entry.attr),
+                            Generation(0),
+                        );
+                    }
+                    // Number 0: the kernel may believe for as long that there is no such name.
+                    Err(errno) if errno.code() == Errno::ENOENT.code() => {
+                        let nobody = Caller { uid: 0, gid: 0 };
+                        let none = Attr::new(FileKind::File, 0, nobody, SystemTime::UNIX_EPOCH);
+                        reply.entry(&ttl, &file_attr(0, &none), Generation(0));
+                    }
+                    Err(errno) => reply.error(errno),
+                }
+            },
+        );
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
+        self.known.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let fs = Arc::clone(&self.fs);
+        self.dispatch.ask(
+            async move { fs.getattr(ino.0).await },
+            reply,
+            move |reply, done| {
+                answer_attr(reply, ino, done);
+            },
+        );
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        let change = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(|time| self.time(time)),
+            mtime: mtime.map(|time| self.time(time)),
+        };
+        self.dispatch.make(
+            async move { fs.setattr(ino.0, change).await },
+            reply,
+            move |reply, done| {
+                answer_attr(reply, ino, done);
+            },
+        );
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        let fs = Arc::clone(&self.fs);
+        let target = async move { fs.readlink(ino.0).await.map(|target| vec![target]) };
+        self.dispatch.ask(target, reply, answer_data);
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = kind_of(mode) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
+        self.dispatch.make(
+            async move { fs.mknod(parent.0, &name, kind, mode, rdev, caller).await },
+            reply,
+            self.answer_entry(),
+        );
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
+        self.dispatch.make(
+            async move { fs.mkdir(parent.0, &name, mode, caller).await },
+            reply,
+            self.answer_entry(),
+        );
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (fs, name, caller) = (Arc::clone(&self.fs), link_name.to_owned(), caller(request));
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.dispatch.make(
+            async move { fs.symlink(parent.0, &name, &target, caller).await },
+            reply,
+            self.answer_entry(),
+        );
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        self.dispatch.make(
+            async move { fs.unlink(parent.0, &name).await },
+            reply,
+            answer_empty,
+        );
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        self.dispatch.make(
+            async move { fs.rmdir(parent.0, &name).await },
+            reply,
+            answer_empty,
+        );
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            f if f.is_empty() => RenameMode::Replace,
+            f if f == RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (fs, name, newname) = (Arc::clone(&self.fs), name.to_owned(), newname.to_owned());
+        self.dispatch.make(
+            async move {
+                fs.rename(parent.0, &name, newparent.0, &newname, mode)
+                    .await
+            },
+            reply,
+            answer_empty,
+        );
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let fs = Arc::clone(&self.fs);
+        let writable = is_writable(flags);
+        let truncate = flags.0 & nix::libc::O_TRUNC != 0;
+        let is_shared = self.fs.is_shared();
+        self.dispatch.ask(
+            async move { fs.open_file(ino.0, writable, truncate).await },
+            reply,
+            move |reply, done| match done {
+                Ok(fh) => reply.opened(FileHandle(fh), open_flags(writable, is_shared)),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
+        let known = Arc::clone(&self.known);
+        let is_shared = self.fs.is_shared();
+        let if_exists = if flags & nix::libc::O_EXCL != 0 {
+            IfExists::Fail
+        } else if flags & nix::libc::O_TRUNC != 0 {
+            IfExists::Truncate
+        } else {
+            IfExists::Open
+        };
+        self.dispatch.make(
+            async move { fs.create(parent.0, &name, mode, caller, if_exists).await },
+            reply,
+            move |reply, done| match done {
+                Ok((entry, fh)) => {
+                    known.add(entry.ino);
+                    let attr = file_attr(entry.ino, &entry.attr);
+                    let flags = open_flags(true, is_shared);
+                    reply.created(&entry.ttl, &attr, Generation(0), FileHandle(fh), flags);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.dispatch.ask(
+            async move { fs.read(fh.0, offset, size).await },
+            reply,
+            answer_data,
+        );
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.fs.write(fh.0, offset, data) {
+            // The kernel sends at most MAX_WRITE bytes.
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(Errno::from(&error)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.dispatch
+            .make(async move { fs.flush(fh.0).await }, reply, answer_empty);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        let release = async move {
+            fs.release(fh.0).await;
+            Ok(())
+        };
+        self.dispatch.make(release, reply, answer_empty);
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.dispatch
+            .make(async move { fs.fsync(fh.0).await }, reply, answer_empty);
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let fs = Arc::clone(&self.fs);
+        self.dispatch.ask(
+            async move { fs.opendir(ino.0).await },
+            reply,
+            |reply, done| match done {
+                Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.dispatch.ask(
+            async move { fs.readdir(fh.0, offset).await },
+            reply,
+            |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
+                Ok(entries) => {
+                    for entry in entries {
+                        let kind = file_type(entry.attr.kind);
+                        if reply.add(INodeNo(entry.ino), entry.next, kind, &*entry.name) {
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        let known = Arc::clone(&self.known);
+        let ttl = self.fs.kernel_ttl();
+        self.dispatch.ask(
+            async move { fs.readdir(fh.0, offset).await },
+            reply,
+            move |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
+                Ok(entries) => {
+                    for entry in entries {
+                        let attr = file_attr(entry.ino, &entry.attr);
+                        let ino = INodeNo(entry.ino);
+                        // The kernel takes every entry but the dots for a lookup: told before it can
+                        // forget, untold if there was no room.
+                        let is_dot = matches!(&*entry.name, "." | "..");
+                        let told = !is_dot && known.remember(entry.ino);
+                        if !is_dot && !told {
+                            continue;
+                        }
+                        let full =
+                            reply.add(ino, entry.next, &*entry.name, &ttl, &attr, Generation(0));
+                        if told && full {
+                            known.forget(entry.ino, 1);
+                        }
+                        if full {
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.releasedir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.dispatch
+            .make(async move { fs.fsyncdir(ino.0).await }, reply, answer_empty);
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let name_max = u32::try_from(NAME_MAX).expect("255");
+        let (blocks, files) = (STATFS_BLOCKS, u64::from(u32::MAX));
+        reply.statfs(
+            blocks,
+            blocks,
+            blocks,
+            files,
+            files,
+            STATFS_BLOCK,
+            name_max,
+            STATFS_BLOCK,
+        );
+    }
+}

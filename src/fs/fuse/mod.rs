@@ -1,0 +1,24 @@
+//! The kernel's edge: the only place that names fuser.
+//!
+//! - [`adapter`] turns the kernel's requests into calls of the core; `dispatch` runs them, `convert` and
+//!   `errno` translate;
+//! - [`mount`] and [`fusermount`] attach a FUSE device to a directory and take it off again;
+//! - [`session`] runs a file system on such a device until the kernel lets go of it;
+//! - [`base`] is the directory below which the plugin's volumes are mounted;
+//! - [`mountinfo`] and [`namespaces`] tell what is mounted where, and who else still has it.
+
+pub mod adapter;
+pub mod base;
+mod convert;
+mod dispatch;
+mod errno;
+pub mod fusermount;
+pub mod mount;
+pub mod mountinfo;
+pub mod namespaces;
+pub mod session;
+
+pub use adapter::FuseAdapter;
+pub use base::BaseDir;
+pub use mount::{AttachError, Attachment, MountRequest};
+pub use session::{Session, SessionError};
