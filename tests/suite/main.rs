@@ -10,5 +10,8 @@ mod store;
 // The file system's core, without a kernel.
 mod fs;
 
+// Docker's side: a real unix socket, the engine's bytes, a mounter that mounts nothing.
+mod plugin;
+
 #[cfg(feature = "fuse-tests")]
 mod session;

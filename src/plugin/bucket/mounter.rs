@@ -1,0 +1,108 @@
+//! What the driver asks of whoever can mount: implemented at the composition root, and by a fake in tests.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::VolumeName;
+use crate::config::Options;
+
+/// A volume as far as mounting it is concerned.
+#[derive(Debug, Clone)]
+pub struct VolumeSpec {
+    /// What the volume's state on this host is filed under: a name may be used again, an id never is.
+    pub id: Uuid,
+    /// Docker's name.
+    pub name: VolumeName,
+    /// What its creator said.
+    pub options: Options,
+}
+
+/// Mounts volumes.
+#[async_trait]
+pub trait Mounter: Send + Sync + 'static {
+    /// Where the volume is or would be mounted: absolute, and the same for the volume's whole life.
+    fn mountpoint(&self, name: &VolumeName) -> PathBuf;
+
+    /// Whether a daemon that is gone left the volume to containers that still look at it: a dead mount,
+    /// which mounting anew heals.
+    async fn is_left_behind(&self, name: &VolumeName) -> bool;
+
+    /// Asks the store whether the volume could be mounted.
+    async fn check(&self, spec: &VolumeSpec) -> Result<(), MountError>;
+
+    /// Mounts the volume. When it returns, the mount point can be used.
+    async fn mount(&self, spec: &VolumeSpec) -> Result<Box<dyn Mount>, MountError>;
+}
+
+/// A mounted volume.
+#[async_trait]
+pub trait Mount: Send + Sync {
+    /// The mount point.
+    fn mountpoint(&self) -> &Path;
+
+    /// Whether the kernel still has the session: false once it was unmounted behind our back and the last
+    /// user is gone.
+    fn is_alive(&self) -> bool;
+
+    /// Whether the mount point still shows the file system: false after somebody else's umount, even while
+    /// containers keep it alive.
+    fn is_attached(&self) -> bool {
+        true
+    }
+
+    /// Whether a process outside our mount namespace (a container) still has the file system mounted.
+    async fn is_held(&self) -> bool;
+
+    /// Brings every pending change into the bucket, for at most `limit`.
+    async fn drain(&self, limit: Duration) -> Result<(), MountError>;
+
+    /// Takes the file system off its mount point. Whoever still has a file open keeps it.
+    async fn detach(&self) -> Result<(), MountError>;
+
+    /// What to show of it.
+    fn status(&self) -> MountStatus;
+}
+
+/// What there is to say about a mount.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct MountStatus {
+    /// Bytes written that are not in the bucket yet.
+    pub dirty_bytes: u64,
+    /// Files with such bytes or attributes.
+    pub dirty_files: u64,
+    /// Bytes of memory the daemon's block cache uses.
+    pub cache_bytes: u64,
+    /// Reads answered without the store, and all reads.
+    pub cache_hits: u64,
+    /// Blocks looked up.
+    pub cache_lookups: u64,
+    /// Requests sent to the store, by verb.
+    pub requests: std::collections::BTreeMap<String, u64>,
+    /// The last error a program was given, if any.
+    pub last_error: Option<String>,
+}
+
+/// Why something could not be mounted, drained or detached.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MountError {
+    /// The store or the host says no, and will say no again.
+    #[error("{0}")]
+    Refused(String),
+    /// The store is away or overloaded.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It was not done in time; what is left goes on by itself.
+    #[error("{0}")]
+    TimedOut(String),
+}
+
+impl MountError {
+    /// Whether trying again may help.
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+}
