@@ -13,5 +13,11 @@ mod fs;
 // Docker's side: a real unix socket, the engine's bytes, a mounter that mounts nothing.
 mod plugin;
 
+// The program as a script meets it: help, bad input, exit statuses; no mount is made.
+mod cli;
+
+// Mounting: sessions of the kernel, who holds them, what a dead one leaves behind.
+#[cfg(feature = "fuse-tests")]
+mod mounter;
 #[cfg(feature = "fuse-tests")]
 mod session;

@@ -1,0 +1,139 @@
+//! The composition root proper: the one file that joins driver, mounter, file system and store.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::mount::state_dir;
+use super::mounter::{self, FuseMounter, Host};
+use super::serve::ServeArgs;
+use super::tracked::Tracked;
+use crate::clock::SystemClock;
+use crate::config::{Ambient, CredentialProvider, Options};
+use crate::fs::BlockCache;
+use crate::plugin::bucket::{BucketDriver, Mount, MountError, Mounter, Settings};
+use crate::plugin::{Deadlines, PluginSocket, VolumeDriver, listen};
+use crate::store::Bucket;
+
+/// Below a state directory: bytes on their way to the bucket, by mount.
+const STAGING: &str = "staging";
+
+/// The driver of `serve`.
+pub(super) type Driver = Arc<BucketDriver>;
+
+/// Mounts one directory for the command line.
+pub(super) async fn mount_at(
+    dir: &Path,
+    options: &Options,
+    ambient: &Ambient,
+) -> Result<Box<dyn Mount>> {
+    let state_dir = match &options.host.state_dir {
+        Some(dir) => dir.clone(),
+        None => state_dir()?.join(STAGING),
+    };
+    let host = Host {
+        state_dir,
+        ambient: ambient.clone(),
+        cache: BlockCache::new(options.host.cache_memory),
+        clock: SystemClock::shared(),
+    };
+    Ok(mounter::mount_at(dir, options, host).await?)
+}
+
+/// Asks the store whether the options lead to a bucket; the error is the whole story.
+pub(super) async fn check_store(options: &Options, ambient: &Ambient) -> Result<()> {
+    let clock = SystemClock::shared();
+    let credentials = CredentialProvider::new(options, ambient, Arc::clone(&clock))?;
+    let (endpoint, ca_cert) = (&options.endpoint, options.host.ca_cert.as_deref());
+    let bucket = Bucket::connect(
+        &options.location,
+        endpoint,
+        ca_cert,
+        Arc::new(credentials),
+        clock,
+    )?;
+    Ok(bucket.check().await?)
+}
+
+/// What mounts the daemon's volumes.
+pub(super) async fn mounter(args: &ServeArgs) -> Result<Arc<FuseMounter>> {
+    let host = Host {
+        state_dir: args.state_dir.join(STAGING),
+        ambient: args.ambient()?,
+        cache: BlockCache::new(args.cache_memory),
+        clock: SystemClock::shared(),
+    };
+    let base = args.base_dir();
+    let mounter = FuseMounter::open(&base, host).await;
+    Ok(Arc::new(mounter.with_context(|| {
+        format!("base directory {}", base.display())
+    })?))
+}
+
+/// What answers Docker.
+pub(super) fn driver(args: &ServeArgs, mounter: Arc<dyn Mounter>) -> Result<Driver> {
+    let settings = Settings {
+        allow_local: args.allow_local.clone(),
+        ..Settings::new(args.state_dir.clone())
+    };
+    BucketDriver::open(settings, mounter, SystemClock::shared()).context("the records of volumes")
+}
+
+/// Listens on the plugin's socket.
+pub(super) fn bind(args: &ServeArgs) -> Result<PluginSocket> {
+    Ok(PluginSocket::bind(&args.socket)?)
+}
+
+/// Answers Docker until `stop` is ready, then finishes the calls in hand.
+pub(super) async fn serve_plugin(
+    socket: PluginSocket,
+    driver: Driver,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    listen::serve(socket, driver, Deadlines::SOCKET, stop)
+        .await
+        .context("the plugin's socket")
+}
+
+/// Mounts anew what an earlier daemon left to running containers.
+pub(super) async fn heal(driver: Driver) {
+    driver.heal().await;
+}
+
+/// The names of all volumes.
+pub(super) async fn volume_names(driver: &Driver) -> Vec<String> {
+    let volumes = driver.list().await.unwrap_or_default();
+    volumes.into_iter().map(|volume| volume.name).collect()
+}
+
+/// Drains everything, detaches what no container has, and gives the base directory back. Says what is
+/// left, whose bytes may be lost.
+pub(super) async fn shut_down(
+    driver: &Driver,
+    mounter: &FuseMounter,
+    tracked: &Tracked,
+    limit: Duration,
+) -> Result<(), MountError> {
+    let stopped = driver.shutdown(limit).await;
+    for name in &stopped.left {
+        tracing::info!(volume = %name, "left mounted: containers have it, and the next start heals it");
+    }
+    if !stopped.dirty.is_empty() {
+        let bytes: u64 = tracked
+            .mounts()
+            .iter()
+            .map(|held| held.view().status.dirty_bytes)
+            .sum();
+        let names: Vec<&str> = stopped.dirty.iter().map(|name| name.as_str()).collect();
+        return Err(MountError::TimedOut(format!(
+            "{bytes} bytes of {} are not in the bucket after {limit:?}",
+            names.join(", ")
+        )));
+    }
+    if stopped.left.is_empty() {
+        mounter.close().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! `bucketvol mount`: one location on one directory, in the foreground or behind the shell's back.
+
+use std::io::{self, BufRead, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::control::server::ControlSocket;
+use super::ending::OneMount;
+use super::tracked::Held;
+use super::{background, compose, control, output, pairs};
+use crate::config::size::parse_duration;
+use crate::config::{Ambient, Environment, Location, Options, Scheme, Scope};
+use crate::fs::fuse::mount::check_mountpoint;
+
+/// How long it may take until the mount is usable or refused.
+pub(super) const START_LIMIT: Duration = Duration::from_secs(22);
+
+/// Mount a bucket, or a part of it, on an empty directory
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  bucketvol mount s3://photos/2026 /mnt/photos -o endpoint=https://s3.example.com,ro
+
+`ready` on stdout says that the mount can be used. SIGTERM, SIGINT and `bucketvol unmount` bring every
+change into the bucket and unmount; a second signal does not wait for that.")]
+pub(super) struct MountArgs {
+    /// What to mount: s3://BUCKET[/PREFIX], file:///DIR or memory://NAME
+    pub(super) url: String,
+    /// Where to mount it: an empty directory
+    pub(super) dir: PathBuf,
+    /// Options, as in `-o endpoint=https://s3.example.com,ro`; --help lists them all
+    #[arg(short = 'o', value_name = "KEY=VALUE,…")]
+    pub(super) options: Vec<String>,
+    /// Return when the mount can be used; it goes on in the background
+    #[arg(long)]
+    pub(super) background: bool,
+    /// How long a signal may drain before the unmount
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    pub(super) drain_timeout: Duration,
+    /// Set by --background for the process behind: options come on stdin, where no process list shows them
+    #[arg(long, hide = true)]
+    pub(super) detached: bool,
+}
+
+/// A time span, for clap.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .ok_or_else(|| "accepted is a time span (500ms, 1m 30s) or plain seconds".to_owned())
+}
+
+/// The options of a command: what is said, then what the environment and the caller add to it.
+pub(super) fn options(
+    url: &str,
+    mut said: Vec<(String, String)>,
+    ambient: &Ambient,
+) -> Result<Options> {
+    let location = Location::parse(url)?;
+    if location.scheme == Scheme::S3 {
+        said.extend(ambient.default_options(&said));
+    }
+    for (key, id) in [
+        ("uid", nix::unistd::geteuid().as_raw()),
+        ("gid", nix::unistd::getegid().as_raw()),
+    ] {
+        if !said.iter().any(|(k, _)| k == key) {
+            said.push((key.to_owned(), id.to_string()));
+        }
+    }
+    Ok(Options::parse(said, Scope::Mount, Some(location))?)
+}
+
+pub(super) fn run(args: MountArgs) -> Result<ExitCode> {
+    let said = match args.detached {
+        true => background::options_from_stdin()?,
+        false => pairs::split(&args.options),
+    };
+    if args.background {
+        // Refused here already: what is wrong with words needs no second process.
+        let ambient = Ambient::command_line(Environment::of_this_process());
+        options(&args.url, said.clone(), &ambient)?;
+        check_mountpoint(&args.dir)?;
+        return background::start(&args, &said);
+    }
+    if !args.detached && said.iter().any(|(key, _)| crate::config::is_secret(key)) {
+        output::say(
+            "a secret among the arguments is shown by ps to every user of this host; \
+             credentials=file:NAME or profile:NAME is not",
+        );
+    }
+    super::runtime()?.block_on(serve(args, said))
+}
+
+async fn serve(args: MountArgs, said: Vec<(String, String)>) -> Result<ExitCode> {
+    // From here on a signal is ours: one in the middle of the mount must not leave half of it behind.
+    let stop = Signals::install()?;
+    let ambient = Ambient::command_line(Environment::of_this_process());
+    let options = options(&args.url, said, &ambient)?;
+    let dir = check_mountpoint(&args.dir)?;
+    let work = compose::mount_at(&dir, &options, &ambient);
+    let mount = tokio::select! {
+        mount = tokio::time::timeout(START_LIMIT, work) => match mount {
+            Ok(mount) => mount.with_context(|| format!("mount {}", options.location))?,
+            Err(_) => bail!("mount {}: not ready after {START_LIMIT:?}", options.location),
+        },
+        () = stop.first() => bail!("mount {}: stopped by a signal", options.location),
+    };
+    let mount = OneMount::new(Held::new(mount, &options, None));
+    let closing = CancellationToken::new();
+    let socket = match ControlSocket::bind(&control::run_dir()) {
+        Ok(socket) => Some(tokio::spawn(socket.serve(
+            "mount",
+            std::sync::Arc::clone(&mount) as _,
+            closing.clone(),
+        ))),
+        // The mount is what matters; it can still be ended by a signal or a plain umount.
+        Err(error) => {
+            tracing::warn!(
+                "no control socket, so that status, sync and unmount do not see this mount: {error}"
+            );
+            None
+        }
+    };
+    output::print("ready");
+    let ended = mount
+        .run(stop.first(), stop.second(), args.drain_timeout)
+        .await;
+    closing.cancel();
+    if let Some(socket) = socket {
+        let _ = socket.await;
+    }
+    ended?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// SIGTERM and SIGINT, counted.
+pub(super) struct Signals {
+    first: CancellationToken,
+    second: CancellationToken,
+}
+
+impl Signals {
+    pub(super) fn install() -> Result<Self> {
+        let (first, second) = (CancellationToken::new(), CancellationToken::new());
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+        let tokens = [first.clone(), second.clone()];
+        tokio::spawn(async move {
+            for token in tokens {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                token.cancel();
+            }
+        });
+        Ok(Self { first, second })
+    }
+
+    pub(super) fn first(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.first.clone().cancelled_owned()
+    }
+
+    pub(super) fn second(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.second.clone().cancelled_owned()
+    }
+}
+
+/// Reads a child's lines until the one that says it is usable. `false`: it ended without it.
+pub(super) fn wait_for_ready(stdout: impl Read) -> bool {
+    io::BufReader::new(stdout)
+        .lines()
+        .map_while(io::Result::ok)
+        .any(|line| line == "ready")
+}
+
+/// Where this user's mounts keep what outlives them: logs, and bytes on their way.
+pub(super) fn state_dir() -> Result<PathBuf> {
+    let own = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    if let Some(base) = own("XDG_STATE_HOME") {
+        return Ok(base.join("bucketvol"));
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/bucketvol"));
+    }
+    let home =
+        own("HOME").context("neither XDG_STATE_HOME nor HOME is set: say -o state_dir=DIR")?;
+    Ok(home.join(".local/state/bucketvol"))
+}
+
+/// A directory's name for a file's: `/mnt/a` is `mnt-a`.
+pub(super) fn file_name_of(dir: &Path) -> String {
+    let name: String = dir
+        .to_string_lossy()
+        .trim_start_matches('/')
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' || c == '_' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    name.chars()
+        .rev()
+        .take(200)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ambient(pairs: &[(&str, &str)]) -> Ambient {
+        Ambient::command_line(
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn a_commands_options_are_completed_from_the_environment_and_the_caller() {
+        let ambient = ambient(&[
+            ("AWS_ENDPOINT_URL", "http://minio:9000"),
+            ("AWS_REGION", "lab"),
+        ]);
+        let options = options("s3://photos", vec![], &ambient).unwrap();
+        assert_eq!(options.endpoint.url.as_deref(), Some("http://minio:9000"));
+        assert_eq!(options.endpoint.region.as_deref(), Some("lab"));
+        assert!(options.endpoint.path_style);
+        assert_eq!(options.ownership.uid, nix::unistd::geteuid().as_raw());
+    }
+
+    #[test]
+    fn what_is_said_wins_over_the_environment() {
+        let ambient = ambient(&[("AWS_ENDPOINT_URL", "http://minio:9000")]);
+        let said = pairs::split(&["endpoint=https://other,uid=7".to_owned()]);
+        let options = options("s3://photos", said, &ambient).unwrap();
+        assert_eq!(options.endpoint.url.as_deref(), Some("https://other"));
+        assert_eq!(options.ownership.uid, 7);
+    }
+
+    #[test]
+    fn an_endpoint_of_the_environment_is_not_for_other_kinds_of_store() {
+        let ambient = ambient(&[
+            ("AWS_ENDPOINT_URL", "http://minio:9000"),
+            ("AWS_REGION", "lab"),
+        ]);
+        assert_eq!(
+            options("memory://x", vec![], &ambient)
+                .unwrap()
+                .endpoint
+                .url,
+            None
+        );
+    }
+
+    #[test]
+    fn ready_is_a_line_of_its_own() {
+        assert!(wait_for_ready(&b"already\nready\nmore"[..]));
+        assert!(!wait_for_ready(&b"not ready\n"[..]));
+    }
+
+    #[test]
+    fn a_directory_gives_a_name_for_its_log() {
+        assert_eq!(file_name_of(Path::new("/mnt/a b/c")), "mnt-a-b-c");
+    }
+}

@@ -1,0 +1,362 @@
+//! Joins the plugin to the file system: mounts volumes, and single directories for the command line.
+//!
+//! A mount is a session of its own on a [`FileSystem`] that it may share. Retrying a store that is away
+//! is the caller's: an attempt here is made once and says whether another may help.
+
+mod filesystems;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+
+use self::filesystems::{FileSystems, Lease};
+use crate::clock::Clock;
+use crate::config::Options;
+use crate::config::credentials::Ambient;
+use crate::fs::fuse::adapter::FuseAdapter;
+use crate::fs::fuse::mount::{AttachError, check_mountpoint};
+use crate::fs::fuse::{BaseDir, MountRequest, Session, SessionError};
+use crate::fs::{BlockCache, FileSystem, FsError};
+use crate::plugin::bucket::{Mount, MountError, MountStatus, Mounter, VolumeName, VolumeSpec};
+
+/// From mount(2) to the root's first answer. The root is known by then, so only a host in trouble needs
+/// seconds.
+const READY_LIMIT: Duration = Duration::from_secs(15);
+
+/// For looking at the mounts of all other processes.
+const SCAN_LIMIT: Duration = Duration::from_secs(5);
+
+/// A session that nobody uses any more ends in milliseconds; one in use is not waited for.
+const END_LIMIT: Duration = Duration::from_millis(500);
+
+/// What all mounts of this process share.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Each mount's staging is a directory below it.
+    pub state_dir: PathBuf,
+    /// Where credentials may come from.
+    pub ambient: Ambient,
+    /// The blocks that were read.
+    pub cache: Arc<BlockCache>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Mounts volumes below a base directory.
+#[derive(Debug)]
+pub struct FuseMounter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    base: BaseDir,
+    filesystems: FileSystems,
+}
+
+impl FuseMounter {
+    /// Takes hold of the base directory. Dead mounts of an earlier life that no container uses go; the
+    /// others are left behind, for mounting anew to heal.
+    pub async fn open(base_dir: &Path, host: Host) -> Result<Self, MountError> {
+        let base_dir = base_dir.to_path_buf();
+        let open = move || BaseDir::open(&base_dir).and_then(|base| base.sweep().map(|()| base));
+        let base = blocking(open).await?.map_err(refused)?;
+        let filesystems = FileSystems::new(host);
+        Ok(Self {
+            shared: Arc::new(Shared { base, filesystems }),
+        })
+    }
+
+    /// Gives the base directory back, if no volume is mounted there any more.
+    pub async fn close(&self) -> Result<(), MountError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.base.close())
+            .await?
+            .map_err(refused)
+    }
+}
+
+#[async_trait]
+impl Mounter for FuseMounter {
+    fn mountpoint(&self, name: &VolumeName) -> PathBuf {
+        self.shared.base.mountpoint(name.as_str())
+    }
+
+    async fn is_left_behind(&self, name: &VolumeName) -> bool {
+        let (shared, name) = (Arc::clone(&self.shared), name.to_string());
+        blocking(move || shared.base.is_left_behind(&name))
+            .await
+            .unwrap_or(false)
+    }
+
+    async fn check(&self, spec: &VolumeSpec) -> Result<(), MountError> {
+        self.shared.filesystems.check(&spec.options).await?;
+        Ok(())
+    }
+
+    async fn mount(&self, spec: &VolumeSpec) -> Result<Box<dyn Mount>, MountError> {
+        let (tell, told) = oneshot::channel();
+        let work = Arc::clone(&self.shared).mount(spec.clone());
+        // On a task of its own, so that a caller who goes away in the middle leaves nothing half done.
+        tokio::spawn(async move {
+            if let Err(Ok(unwanted)) = tell.send(work.await)
+                && let Err(error) = unwanted.detach().await
+            {
+                tracing::warn!(%error, "a mount that nobody waits for any more stays");
+            }
+        });
+        let mount = told
+            .await
+            .map_err(|_| MountError::Refused("mounting panicked".into()))??;
+        Ok(Box::new(mount))
+    }
+}
+
+impl Shared {
+    async fn mount(self: Arc<Self>, spec: VolumeSpec) -> Result<FuseMount, MountError> {
+        let lease = self
+            .filesystems
+            .acquire(&spec.options, &spec.id.to_string())
+            .await?;
+        let place = VolumePlace {
+            shared: self,
+            name: spec.name,
+        };
+        let mountpoint = place.prepare().await?;
+        match start(lease, &spec.options, mountpoint).await {
+            Ok(mount) => Ok(FuseMount {
+                place: Some(place),
+                ..mount
+            }),
+            Err(error) => {
+                place.clear().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Mounts one directory, for the command line.
+pub async fn mount_at(
+    dir: &Path,
+    options: &Options,
+    host: Host,
+) -> Result<Box<dyn Mount>, MountError> {
+    let dir = dir.to_path_buf();
+    let shown = dir.display().to_string();
+    // A directory on a file system that hangs must not hang the command.
+    let mountpoint = tokio::time::timeout(READY_LIMIT, blocking(move || check_mountpoint(&dir)))
+        .await
+        .map_err(|_| MountError::Refused(format!("{shown} does not answer")))??
+        .map_err(refused)?;
+    let label = label(&mountpoint, options);
+    let lease = FileSystems::new(host).acquire(options, &label).await?;
+    Ok(Box::new(start(lease, options, mountpoint).await?))
+}
+
+/// What the staging of a command-line mount is filed under: the same again for the same bucket on the
+/// same directory, and nobody else's.
+fn label(mountpoint: &Path, options: &Options) -> String {
+    let mut hash = Sha256::new();
+    for part in [
+        options
+            .endpoint
+            .url
+            .as_deref()
+            .unwrap_or_default()
+            .as_bytes(),
+        options.location.to_string().as_bytes(),
+        mountpoint.as_os_str().as_bytes(),
+    ] {
+        hash.update(part);
+        // No URL or path holds a NUL, so that parts cannot run together.
+        hash.update([0]);
+    }
+    let digest = hash.finalize();
+    digest
+        .iter()
+        .take(8)
+        .fold("mount-".to_owned(), |text, byte| {
+            format!("{text}{byte:02x}")
+        })
+}
+
+/// Mounts a leased file system; the lease ends with the session.
+async fn start(
+    lease: Lease,
+    options: &Options,
+    mountpoint: PathBuf,
+) -> Result<FuseMount, MountError> {
+    let filesystem = Arc::clone(lease.filesystem());
+    let adapter = FuseAdapter::new(Arc::clone(&filesystem), Handle::current());
+    let source = options.location.to_string();
+    let request = MountRequest {
+        mountpoint,
+        source,
+        read_only: options.read_only,
+    };
+    let session = match Session::mount(adapter, request, READY_LIMIT).await {
+        Ok(session) => session,
+        Err(error) => {
+            lease.release().await;
+            return Err(session_error(&error));
+        }
+    };
+    let (open, closed) = watch::channel(());
+    let mut end = session.end();
+    tokio::spawn(async move {
+        end.wait().await;
+        lease.release().await;
+        drop(open);
+    });
+    Ok(FuseMount {
+        session,
+        filesystem,
+        closed,
+        place: None,
+    })
+}
+
+/// A volume's directory below the base.
+struct VolumePlace {
+    shared: Arc<Shared>,
+    name: VolumeName,
+}
+
+impl VolumePlace {
+    async fn prepare(&self) -> Result<PathBuf, MountError> {
+        let (shared, name) = (Arc::clone(&self.shared), self.name.clone());
+        let prepared = blocking(move || shared.base.prepare(name.as_str())).await?;
+        if prepared.is_err() {
+            self.clear().await;
+        }
+        prepared.map_err(refused)
+    }
+
+    /// What cannot be removed does no harm and is removed by the next mount's end.
+    async fn clear(&self) {
+        let (shared, name) = (Arc::clone(&self.shared), self.name.clone());
+        let cleared = blocking(move || shared.base.clear(name.as_str())).await;
+        if let Err(error) = cleared.and_then(|cleared| cleared.map_err(refused)) {
+            tracing::warn!(volume = %self.name, %error, "mount point not cleared");
+        }
+    }
+}
+
+/// A session, and what it stands on.
+struct FuseMount {
+    session: Session,
+    filesystem: Arc<FileSystem>,
+    /// Closed once the session has ended and the file system was given back.
+    closed: watch::Receiver<()>,
+    /// `None`: a directory of the user's own.
+    place: Option<VolumePlace>,
+}
+
+#[async_trait]
+impl Mount for FuseMount {
+    fn mountpoint(&self) -> &Path {
+        self.session.attachment().path()
+    }
+
+    fn is_alive(&self) -> bool {
+        // The sender goes with the session.
+        self.closed.has_changed().is_ok()
+    }
+
+    /// False when the session goes on for others and the mount point no longer leads to it: a container
+    /// must not be given what lies there now.
+    fn is_attached(&self) -> bool {
+        self.session.is_visible()
+    }
+
+    async fn is_held(&self) -> bool {
+        self.session.is_used_elsewhere(SCAN_LIMIT).await
+    }
+
+    async fn drain(&self, limit: Duration) -> Result<(), MountError> {
+        self.filesystem
+            .drain(limit)
+            .await
+            .map_err(|error| fs_error(&self.filesystem, &error))
+    }
+
+    async fn detach(&self) -> Result<(), MountError> {
+        self.session.detach().await.map_err(refused)?;
+        if let Some(place) = &self.place {
+            place.clear().await;
+        }
+        let mut closed = self.closed.clone();
+        let gone = async { while closed.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(END_LIMIT, gone).await;
+        Ok(())
+    }
+
+    fn status(&self) -> MountStatus {
+        let status = self.filesystem.status();
+        MountStatus {
+            dirty_bytes: status.dirty_bytes,
+            dirty_files: status.dirty_files,
+            cache_bytes: status.cache_bytes,
+            cache_hits: status.cache_hits,
+            cache_lookups: status.cache_lookups,
+            requests: status.requests,
+            last_error: status.last_error,
+        }
+    }
+}
+
+fn refused(error: AttachError) -> MountError {
+    MountError::Refused(error.to_string())
+}
+
+fn session_error(error: &SessionError) -> MountError {
+    let text = error.to_string();
+    match error {
+        SessionError::Attach(_) | SessionError::Handshake { .. } => MountError::Refused(text),
+        SessionError::Root { .. } | SessionError::TimedOut { .. } => MountError::Unavailable(text),
+    }
+}
+
+/// The volume's place is in the text: an errno's words alone help nobody.
+fn fs_error(filesystem: &FileSystem, error: &FsError) -> MountError {
+    filesystems::fs_error(filesystem.bucket().location(), error)
+}
+
+/// Runs what may block in the kernel where it holds up no task.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, MountError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| MountError::Refused(format!("mounting: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Location, Scheme};
+
+    #[test]
+    fn staging_is_filed_under_bucket_and_directory() {
+        let options = |prefix: &str| {
+            let (bucket, prefix) = ("b".to_owned(), prefix.to_owned());
+            Options::at(Location {
+                scheme: Scheme::S3,
+                bucket,
+                prefix,
+            })
+        };
+        let one = label(Path::new("/m"), &options("p"));
+        assert_eq!(one, label(Path::new("/m"), &options("p")));
+        assert_ne!(one, label(Path::new("/n"), &options("p")));
+        assert_ne!(one, label(Path::new("/m"), &options("q")));
+        assert_eq!(one.len(), "mount-".len() + 16);
+    }
+}

@@ -1,0 +1,214 @@
+//! `bucketvol serve`: the plugin daemon.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::compose;
+use super::control::server::{ControlSocket, Mounts};
+use super::control::{self, MountView};
+use super::mount::{Signals, time};
+use super::output::TimedOut;
+use super::tracked::Tracked;
+use crate::config::size::parse_size;
+use crate::config::{Ambient, Environment};
+use crate::plugin::bucket::MountError;
+
+/// Run the Docker volume plugin
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  bucketvol serve --state-dir /var/lib/bucketvol
+  docker volume create -d bucketvol -o bucket=photos -o credentials=file:prod photos
+
+SIGTERM drains and ends. Mounts that containers hold stay; the next start heals them.")]
+pub(super) struct ServeArgs {
+    /// Where Docker finds the plugin
+    #[arg(long, value_name = "PATH", env = "BUCKETVOL_SOCKET", default_value = super::SOCKET)]
+    pub(super) socket: PathBuf,
+    /// Records of volumes, and bytes on their way
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BUCKETVOL_STATE_DIR",
+        default_value = "/var/lib/bucketvol"
+    )]
+    pub(super) state_dir: PathBuf,
+    /// Below it volumes are mounted [default: STATE_DIR/mounts]
+    #[arg(long, value_name = "DIR", env = "BUCKETVOL_BASE_DIR")]
+    pub(super) base_dir: Option<PathBuf>,
+    /// Files that volumes name by credentials=file:NAME, as NAME.toml, mode 0600
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BUCKETVOL_CREDENTIALS_DIR",
+        default_value = "/etc/bucketvol/credentials.d"
+    )]
+    pub(super) credentials_dir: PathBuf,
+    /// Volumes may be file:// directories below this one (can be said more than once)
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BUCKETVOL_ALLOW_LOCAL",
+        value_delimiter = ':'
+    )]
+    pub(super) allow_local: Vec<PathBuf>,
+    /// The daemon's own credentials may be sent to this endpoint too (can be said more than once)
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "BUCKETVOL_TRUST_ENDPOINT",
+        value_delimiter = ','
+    )]
+    pub(super) trust_endpoint: Vec<String>,
+    /// Memory for cached blocks of all volumes
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "BUCKETVOL_CACHE_MEMORY",
+        default_value = "256MiB",
+        value_parser = size
+    )]
+    pub(super) cache_memory: u64,
+    /// How long SIGTERM may drain
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "BUCKETVOL_DRAIN_TIMEOUT",
+        default_value = "50s",
+        value_parser = time
+    )]
+    pub(super) drain_timeout: Duration,
+}
+
+impl ServeArgs {
+    /// Below it volumes are mounted.
+    pub(super) fn base_dir(&self) -> PathBuf {
+        self.base_dir
+            .clone()
+            .unwrap_or_else(|| self.state_dir.join("mounts"))
+    }
+
+    /// The daemon's surroundings, its operator's words checked.
+    pub(super) fn ambient(&self) -> Result<Ambient> {
+        let environment = Environment::of_this_process();
+        Ok(Ambient::daemon(
+            &self.credentials_dir,
+            &self.trust_endpoint,
+            environment,
+        )?)
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text)
+        .filter(|bytes| *bytes >= 8 << 20)
+        .ok_or_else(|| "accepted is a size of at least 8MiB".to_owned())
+}
+
+pub(super) async fn run(args: ServeArgs) -> Result<ExitCode> {
+    let signals = Signals::install()?;
+    // The process holds keys: its memory is nobody's to read, not even as a core dump.
+    nix::sys::prctl::set_dumpable(false).context("prctl(PR_SET_DUMPABLE)")?;
+    // First of all: one that answers already is not disturbed, and Docker's calls queue from here on.
+    let socket = compose::bind(&args)?;
+    let fuse = compose::mounter(&args).await?;
+    let mounter = Tracked::new(Arc::clone(&fuse) as _);
+    let driver = compose::driver(&args, Arc::clone(&mounter) as _)?;
+    let daemon = Daemon {
+        mounter: Arc::clone(&mounter),
+        driver: Arc::clone(&driver),
+    };
+    tokio::spawn(compose::heal(Arc::clone(&driver)));
+    let closing = CancellationToken::new();
+    let control = match ControlSocket::bind(&control::run_dir()) {
+        Ok(socket) => Some(tokio::spawn(socket.serve(
+            "serve",
+            Arc::new(daemon),
+            closing.clone(),
+        ))),
+        Err(error) => {
+            tracing::warn!(
+                "no control socket, so that status and sync do not see this daemon: {error}"
+            );
+            None
+        }
+    };
+    tracing::info!(socket = %args.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    tokio::select! {
+        served = compose::serve_plugin(socket, Arc::clone(&driver), signals.first()) => served?,
+        () = signals.second() => tracing::warn!("told twice to stop: calls in hand are dropped"),
+    }
+    let ended = tokio::select! {
+        ended = compose::shut_down(&driver, &fuse, &mounter, args.drain_timeout) => ended,
+        () = signals.second() => {
+            tracing::warn!("told twice to stop: the drain is cut short");
+            Ok(())
+        }
+    };
+    closing.cancel();
+    if let Some(control) = control {
+        let _ = control.await;
+    }
+    match ended {
+        Err(MountError::TimedOut(left)) => Err(TimedOut(left).into()),
+        ended => Ok(ended.map(|()| ExitCode::SUCCESS)?),
+    }
+}
+
+/// The daemon's mounts over the control socket. Docker alone unmounts its volumes.
+struct Daemon {
+    mounter: Arc<Tracked>,
+    driver: compose::Driver,
+}
+
+#[async_trait]
+impl Mounts for Daemon {
+    fn list(&self) -> Vec<MountView> {
+        self.mounter
+            .mounts()
+            .iter()
+            .map(|held| held.view())
+            .collect()
+    }
+
+    async fn idle_volumes(&self) -> Vec<String> {
+        let mounted: Vec<_> = self
+            .list()
+            .into_iter()
+            .filter_map(|mount| mount.volume)
+            .collect();
+        let mut volumes = compose::volume_names(&self.driver).await;
+        volumes.retain(|name| !mounted.contains(name));
+        volumes
+    }
+
+    async fn sync(
+        &self,
+        mountpoint: Option<&Path>,
+        limit: Duration,
+    ) -> Option<Result<(), MountError>> {
+        self.mounter.drain(mountpoint, limit).await
+    }
+
+    async fn unmount(
+        &self,
+        mountpoint: &Path,
+        _limit: Duration,
+        _lazy: bool,
+    ) -> Option<Result<(), MountError>> {
+        let mounts = self.list();
+        let mount = mounts.iter().find(|mount| mount.mountpoint == mountpoint)?;
+        let volume = mount.volume.as_deref().unwrap_or("-");
+        Some(Err(MountError::Refused(format!(
+            "{} is the Docker volume {volume}: it is unmounted when its last container stops (bucketvol sync \
+             drains it now)",
+            mountpoint.display()
+        ))))
+    }
+}

@@ -1,0 +1,7 @@
+//! The `bucketvol` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bucketvol::cli::run()
+}
