@@ -21,3 +21,18 @@ mod cli;
 mod mounter;
 #[cfg(feature = "fuse-tests")]
 mod session;
+
+// A real mount by the `bucketvol` program, used by ordinary programs.
+#[cfg(feature = "fuse-tests")]
+mod fuse_real;
+
+// A real S3 server that others wrote.
+#[cfg(feature = "s3-tests")]
+mod garage;
+
+// A real engine, a real daemon, a real mount: what a user of Docker sees.
+#[cfg(feature = "docker-tests")]
+mod docker;
+
+// The programs below examples/.
+mod examples;

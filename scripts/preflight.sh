@@ -1,0 +1,68 @@
+#!/bin/bash
+# Says what a machine still needs for `make demo` or `make test`, what that takes, asks, and installs it.
+#
+#   scripts/preflight.sh demo|test
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+purpose="${1:?demo or test}"
+
+# What cannot be installed for you comes first.
+absent=()
+has cargo || absent+=("a Rust toolchain: https://rustup.rs (rust-toolchain.toml names the release; 2 minutes, 1 GB)")
+has cc || absent+=("a C compiler: apt-get install gcc libc6-dev (1 minute, 150 MB)")
+[ "$(uname -s)" = Linux ] || absent+=("Linux: the kernel's side of this is FUSE")
+if [ ${#absent[@]} -gt 0 ]; then
+    say "missing, and yours to install:"
+    printf '  %s\n' "${absent[@]}"
+    exit 1
+fi
+
+packages=(ca-certificates curl fuse3 busybox-static util-linux tar)
+# Docker from the distribution only where none is installed: docker-ce brings its own dockerd.
+has dockerd && has docker || packages+=(docker.io)
+[ "$purpose" = demo ] || packages+=(attr git make procps socat)
+
+missing=()
+if has dpkg-query; then
+    mapfile -t missing < <(missing_packages "${packages[@]}")
+else
+    for tool in curl fusermount3 busybox dockerd docker; do
+        has "$tool" || missing+=("$tool")
+    done
+fi
+
+target="$(target_directory)"
+mkdir -p "$target"
+free=$(($(df --output=avail -k "$target" | tail -1) / 1024 / 1024))
+case "$purpose" in
+demo)
+    need=4
+    say "The demo builds a release ($(nproc) cores: about $((10 / $(nproc) + 1)) minutes the first time, 2 GB in $target),"
+    say "then runs for half a minute in a directory of its own."
+    ;;
+test)
+    need=12
+    say "The tests build the program for testing and for release (about 6 GB in $target;"
+    say "$(nproc) cores: about $((24 / $(nproc) + 2)) minutes the first time) and run for some minutes."
+    garage="$tools/garage-2.5.0/bin/garage"
+    if [ ! -x "$garage" ]; then
+        say "They also build garage 2.5.0, an S3 server, once: about $((20 / $(nproc))) minutes, 3 GB meanwhile,"
+        say "60 MB kept in $tools."
+    fi
+    ;;
+esac
+[ "$free" -ge "$need" ] || say "warning: $free GB are free there, $need GB may be needed"
+
+if [ ${#missing[@]} -gt 0 ]; then
+    say "Packages it needs and would install: ${missing[*]}"
+    say "  (about 1 minute; up to 300 MB where docker.io is among them)"
+    if ask "Install them?"; then
+        install_packages "${missing[@]}"
+    else
+        say "Going on without them; what needs them will say so."
+    fi
+else
+    say "Every package it needs is installed."
+fi

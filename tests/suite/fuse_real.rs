@@ -1,0 +1,444 @@
+//! A real mount by the `bucketvol` program, used by std::fs and by ordinary programs.
+//!
+//! Objects are read back by curl, past us. Needs root, /dev/fuse and fusermount3.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+
+use crate::common::mounted::{Mounted, NOBODY};
+use crate::common::process::{fail, succeed};
+use crate::common::s3::{Account, LocalS3};
+
+/// Makes a test of each body for every server there is to run it against.
+macro_rules! against_every_server {
+    ($($body:ident),+ $(,)?) => {
+        mod in_process {
+            use crate::common::s3::LocalS3;
+            $(
+                #[test]
+                fn $body() {
+                    super::$body(LocalS3::start().account());
+                }
+            )+
+        }
+
+        #[cfg(feature = "s3-tests")]
+        mod garage {
+            use crate::common::garage::Garage;
+            $(
+                #[test]
+                fn $body() {
+                    super::$body(Garage::start().account());
+                }
+            )+
+        }
+    };
+}
+
+against_every_server! {
+    what_std_fs_writes_is_an_object_when_the_file_is_closed,
+    writes_land_anywhere_and_holes_read_as_zeros,
+    a_reader_sees_what_a_writer_has_written_so_far,
+    an_open_file_outlives_its_name,
+    a_directory_moves_with_all_that_is_in_it,
+    mode_owner_and_times_survive_a_remount,
+    symlinks_are_kept_as_they_are,
+    git_clones_into_it_and_fsck_finds_nothing,
+    tar_cp_and_sha256sum_agree_before_and_after_a_remount,
+    an_ordinary_user_mounts_through_fusermount3,
+    the_kernel_checks_permissions_for_other_users_of_a_mount_by_root,
+    a_plain_umount_loses_nothing,
+    a_mount_point_that_cannot_be_used_is_refused_in_one_line,
+    a_handle_keeps_its_place_over_many_small_writes,
+    locks_hold_between_processes_of_this_host,
+    what_another_host_writes_is_seen_at_the_next_open_after_the_ttl,
+}
+
+fn what_std_fs_writes_is_an_object_when_the_file_is_closed(account: &Account) {
+    let mounted = Mounted::by_root(account, "inside");
+    fs::create_dir_all(mounted.path("a/b")).expect("directories are made");
+    fs::write(mounted.path("a/b/file"), b"one").expect("it is written");
+    assert_eq!(account.get("inside/a/b/file").as_deref(), Some(&b"one"[..]));
+
+    let mut file = OpenOptions::new()
+        .append(true)
+        .open(mounted.path("a/b/file"))
+        .expect("append");
+    file.write_all(b" and two").expect("it is appended");
+    file.sync_all().expect("fsync");
+    assert_eq!(
+        account.get("inside/a/b/file").as_deref(),
+        Some(&b"one and two"[..])
+    );
+    drop(file);
+
+    fs::write(mounted.path("a/b/file"), b"new").expect("O_TRUNC replaces");
+    assert_eq!(account.get("inside/a/b/file").as_deref(), Some(&b"new"[..]));
+    fs::remove_file(mounted.path("a/b/file")).expect("it is removed");
+    assert_eq!(account.get("inside/a/b/file"), None);
+    fs::remove_dir(mounted.path("a/b")).expect("an empty directory goes");
+    assert_eq!(
+        fs::read_dir(mounted.path("a"))
+            .expect("its parent stays")
+            .count(),
+        0
+    );
+}
+
+fn writes_land_anywhere_and_holes_read_as_zeros(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    let file = File::create(mounted.path("f")).expect("create");
+    file.write_all_at(b"end", 3_000_000)
+        .expect("beyond the end");
+    file.write_all_at(b"start", 0).expect("at the start");
+    file.write_all_at(b"middle", 1_500_000).expect("in between");
+    drop(file);
+    mounted.remount();
+
+    let mut expected = vec![0; 3_000_003];
+    expected[..5].copy_from_slice(b"start");
+    expected[1_500_000..1_500_006].copy_from_slice(b"middle");
+    expected[3_000_000..].copy_from_slice(b"end");
+    assert!(
+        fs::read(mounted.path("f")).expect("read") == expected,
+        "the bytes differ"
+    );
+
+    let file = OpenOptions::new()
+        .write(true)
+        .open(mounted.path("f"))
+        .expect("open");
+    file.write_all_at(b"MIDDLE", 1_500_000)
+        .expect("part of an existing object");
+    file.set_len(1_500_003).expect("truncate");
+    file.set_len(1_500_006).expect("grow again");
+    drop(file);
+    expected.truncate(1_500_003);
+    expected[1_500_000..].copy_from_slice(b"MID");
+    expected.extend([0; 3]);
+    assert!(
+        account.get("f").expect("the object") == expected,
+        "the bytes differ"
+    );
+}
+
+fn a_reader_sees_what_a_writer_has_written_so_far(account: &Account) {
+    let mounted = Mounted::by_root(account, "");
+    let mut writer = File::create(mounted.path("log")).expect("create");
+    writer.write_all(b"first\n").expect("write");
+    let mut reader = File::open(mounted.path("log")).expect("open while it is written");
+    let mut seen = String::new();
+    reader.read_to_string(&mut seen).expect("read");
+    writer.write_all(b"second\n").expect("write");
+    reader.read_to_string(&mut seen).expect("read on");
+    assert_eq!(seen, "first\nsecond\n");
+    assert_eq!(fs::metadata(mounted.path("log")).expect("stat").len(), 13);
+}
+
+fn an_open_file_outlives_its_name(account: &Account) {
+    let mounted = Mounted::by_root(account, "");
+    fs::write(mounted.path("gone"), b"still readable").expect("write");
+    let mut open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(mounted.path("gone"))
+        .expect("open");
+    fs::remove_file(mounted.path("gone")).expect("unlink while open");
+    assert!(!mounted.path("gone").exists());
+    open.write_all_at(b"STILL", 0)
+        .expect("write without a name");
+    let mut text = String::new();
+    open.read_to_string(&mut text).expect("read without a name");
+    assert_eq!(text, "STILL readable");
+    drop(open);
+    assert_eq!(account.get("gone"), None, "a removed file came back");
+
+    fs::write(mounted.path("old"), b"old bytes").expect("write");
+    fs::write(mounted.path("new"), b"new bytes").expect("write");
+    let mut open = File::open(mounted.path("old")).expect("open");
+    fs::rename(mounted.path("new"), mounted.path("old")).expect("rename over an open file");
+    let mut text = String::new();
+    open.read_to_string(&mut text)
+        .expect("the handle keeps its file");
+    assert_eq!(text, "old bytes");
+    assert_eq!(fs::read(mounted.path("old")).expect("read"), b"new bytes");
+    assert_eq!(account.get("old").as_deref(), Some(&b"new bytes"[..]));
+    assert_eq!(account.get("new"), None);
+}
+
+fn a_directory_moves_with_all_that_is_in_it(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "p");
+    mounted.sh("mkdir -p a/b/c; for i in 1 2 3 4 5; do echo $i >a/b/c/$i; done; mkdir a/empty");
+    mounted.sh("mv a moved; mkdir deeper; mv moved/b deeper/");
+    let expected = "deeper/b/c/1\ndeeper/b/c/2\ndeeper/b/c/3\ndeeper/b/c/4\ndeeper/b/c/5";
+    assert_eq!(mounted.sh("find deeper -type f | sort"), expected);
+    mounted.remount();
+    assert_eq!(mounted.sh("find deeper -type f | sort"), expected);
+    assert_eq!(
+        mounted.sh("find moved -type d | sort"),
+        "moved\nmoved/empty"
+    );
+    assert_eq!(account.get("p/deeper/b/c/3").as_deref(), Some(&b"3\n"[..]));
+    assert_eq!(account.get("p/a/b/c/3"), None);
+}
+
+fn mode_owner_and_times_survive_a_remount(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    mounted.sh("echo x >file; mkdir dir; ln -s file link
+         chown 1234:567 file; chmod 4751 file; touch -d @1000000000.123456789 file
+         chmod 1770 dir; chown 5:6 dir");
+    let list = "stat -c '%n %a %u:%g' file dir; stat -c '%.9Y' file";
+    let expected = "file 4751 1234:567\ndir 1770 5:6\n1000000000.123456789";
+    assert_eq!(mounted.sh(list), expected);
+    mounted.remount();
+    assert_eq!(mounted.sh(list), expected);
+    // Writing changes the time and nothing else.
+    mounted.sh("echo y >>file");
+    mounted.remount();
+    assert_eq!(
+        mounted.sh("stat -c '%u:%g' file; cat file"),
+        "1234:567\nx\ny"
+    );
+    let modified = fs::metadata(mounted.path("file")).expect("stat").mtime();
+    assert!(modified > 1_000_000_000);
+}
+
+fn symlinks_are_kept_as_they_are(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    let targets = [
+        "file",
+        "../outside",
+        "/etc/hostname",
+        "nowhere at all",
+        "ümläut",
+    ];
+    fs::write(mounted.path("file"), b"target").expect("write");
+    for (number, target) in targets.iter().enumerate() {
+        symlink(target, mounted.path(&format!("link{number}"))).expect("a symlink");
+    }
+    mounted.remount();
+    for (number, target) in targets.iter().enumerate() {
+        let link = mounted.path(&format!("link{number}"));
+        assert_eq!(
+            fs::read_link(&link).expect("readlink"),
+            std::path::Path::new(target)
+        );
+        assert!(fs::symlink_metadata(&link).expect("lstat").is_symlink());
+    }
+    assert_eq!(
+        fs::read(mounted.path("link0")).expect("it is followed"),
+        b"target"
+    );
+}
+
+#[test]
+fn a_directory_of_twenty_thousand_objects_lists_each_of_them_once() {
+    let s3 = LocalS3::start();
+    // Put there by somebody else: twenty pages of a listing.
+    s3.put_empty("many", (0..20_000).map(|number| format!("{number:05}")));
+    let mounted = Mounted::by_root(s3.account(), "");
+    let mut names: Vec<String> = fs::read_dir(mounted.path("many"))
+        .expect("it opens")
+        .map(|entry| {
+            entry
+                .expect("it lists")
+                .file_name()
+                .into_string()
+                .expect("ASCII")
+        })
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names.len(), 20_000);
+    assert!(
+        names
+            .iter()
+            .enumerate()
+            .all(|(i, name)| *name == format!("{i:05}"))
+    );
+    assert_eq!(mounted.sh("ls -l many | wc -l"), "20001");
+}
+
+fn git_clones_into_it_and_fsck_finds_nothing(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    mounted.sh(r#"git init -q -b main "$LOCAL/origin"; cd "$LOCAL/origin"
+           git config user.name Test; git config user.email test@example.com
+           mkdir -p src/deep; for i in $(seq 60); do seq $i 400 >src/deep/$i; done
+           head -c 300000 /dev/urandom >binary; ln -s src link; echo '#!/bin/sh' >run; chmod +x run
+           git add .; git commit -qm first; echo more >>src/deep/1; git commit -qam second
+           git tag -m one v1"#);
+    mounted.sh(r#"git clone -q "file://$LOCAL/origin" clone; cd clone
+           test -z "$(git status --porcelain)"; git fsck --full --strict
+           git config user.name Test; git config user.email test@example.com
+           git checkout -q -b topic; mkdir new; date >new/file; rm src/deep/2; git add -A
+           git commit -qm third; git checkout -q main; git merge -q topic; git gc -q
+           test -z "$(git status --porcelain)"; git log --oneline | wc -l"#);
+    mounted.remount();
+    let log = mounted.sh(
+        r#"cd clone; git fsck --full --strict 2>&1; test -z "$(git status --porcelain)"
+           git push -q origin topic; git log --oneline | wc -l"#,
+    );
+    assert!(log.ends_with('3'), "{log}");
+}
+
+fn tar_cp_and_sha256sum_agree_before_and_after_a_remount(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    mounted.sh(r#"mkdir -p "$LOCAL/tree/sub/empty"; cd "$LOCAL/tree"
+           for i in $(seq 40); do head -c $((i * 7919)) /dev/urandom >"sub/file $i"; done
+           head -c 20000000 /dev/urandom >large; : >none; ln -s "sub/file 1" link
+           chmod 600 "sub/file 2"; chown 1000:1000 "sub/file 3"; touch -d 2001-02-03 "sub/file 4"
+           find . -type f -print0 | sort -z | xargs -0 sha256sum >"$LOCAL/sums"
+           tar -cf "$LOCAL/tree.tar" ."#);
+    mounted.sh(r#"mkdir tarred; tar -C tarred -xpf "$LOCAL/tree.tar"
+           cp -a "$LOCAL/tree" copied; cp -a copied again; mv again moved"#);
+    let check = r#"
+        for place in tarred copied moved; do
+            (cd $place; sha256sum --quiet -c "$LOCAL/sums")
+            tar -C $place --sort=name -cf "$LOCAL/$place.tar" .
+            tar --sort=name -C "$LOCAL/tree" --compare -f "$LOCAL/$place.tar"
+        done"#;
+    mounted.sh(check);
+    mounted.remount();
+    mounted.sh(check);
+}
+
+fn an_ordinary_user_mounts_through_fusermount3(account: &Account) {
+    let mut mounted = Mounted::by(NOBODY, account, "theirs");
+    mounted.sh("mkdir d; echo mine >d/file; mv d/file d/renamed; chmod 640 d/renamed");
+    assert_eq!(
+        mounted.sh("stat -c '%u %a' d/renamed; cat d/renamed"),
+        "65534 640\nmine"
+    );
+    assert_eq!(
+        account.get("theirs/d/renamed").as_deref(),
+        Some(&b"mine\n"[..])
+    );
+    mounted.remount();
+    assert_eq!(
+        mounted.sh("cat d/renamed; rm -r d; ls -A | wc -l"),
+        "mine\n0"
+    );
+    let point = mounted.path("");
+    succeed(mounted.bucketvol(60).arg("unmount").arg(&point));
+    assert!(mounted.ended_by_itself(), "{}", mounted.log());
+    assert!(!mounted.is_mounted());
+}
+
+fn the_kernel_checks_permissions_for_other_users_of_a_mount_by_root(account: &Account) {
+    let mounted = Mounted::by_root(account, "");
+    mounted.sh("echo open >open; echo closed >closed; chmod 600 closed; mkdir -m 1777 shared");
+    assert_eq!(mounted.sh_as(NOBODY, "cat open"), "open");
+    assert!(mounted.sh_fails(NOBODY, "cat closed"));
+    assert!(mounted.sh_fails(NOBODY, "echo no >open"));
+    assert!(mounted.sh_fails(NOBODY, "rm open"));
+    mounted.sh_as(NOBODY, "echo theirs >shared/file; chmod 600 shared/file");
+    assert_eq!(
+        mounted.sh("stat -c '%u:%g %a' shared/file"),
+        "65534:65534 600"
+    );
+    assert!(
+        mounted.sh_fails(1000, "rm -f shared/file"),
+        "the sticky bit was not honoured"
+    );
+}
+
+fn a_plain_umount_loses_nothing(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    mounted.sh("echo kept >file");
+    succeed(std::process::Command::new("umount").arg(mounted.path("")));
+    assert!(mounted.ended_by_itself(), "{}", mounted.log());
+    assert_eq!(account.get("file").as_deref(), Some(&b"kept\n"[..]));
+    mounted_directory_is_as_found(&mounted);
+}
+
+fn a_mount_point_that_cannot_be_used_is_refused_in_one_line(account: &Account) {
+    let mounted = Mounted::by_root(account, "");
+    let url = format!("s3://{}", account.bucket);
+    let options = format!("endpoint={},region={}", account.endpoint, account.region);
+    let full = mounted.local("full");
+    fs::create_dir(&full).expect("a directory");
+    fs::write(full.join("file"), b"in the way").expect("a file in it");
+    let places = [
+        ("missing", mounted.local("missing")),
+        ("not empty", full.clone()),
+        ("a file", full.join("file")),
+        ("already mounted", mounted.path("")),
+    ];
+    for (what, place) in places {
+        let mut mount = mounted.bucketvol(25);
+        mount
+            .arg("mount")
+            .arg(&url)
+            .arg(&place)
+            .args(["-o", &options]);
+        let said = fail(&mut mount);
+        let shown = place.display().to_string();
+        assert!(said.contains(shown.trim_end_matches('/')), "{what}: {said}");
+        assert!(!said.contains("panicked"), "{what}: {said}");
+    }
+    assert!(
+        mounted.is_mounted(),
+        "the mount that was there is still there"
+    );
+    assert_eq!(mounted.sh("echo works >file; cat file"), "works");
+}
+
+fn a_handle_keeps_its_place_over_many_small_writes(account: &Account) {
+    let mounted = Mounted::by_root(account, "");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(mounted.path("numbers"))
+        .expect("create");
+    for number in 0..20_000_u32 {
+        file.write_all(&number.to_le_bytes()).expect("write");
+    }
+    file.seek(SeekFrom::Start(40_000)).expect("seek");
+    let mut word = [0; 4];
+    file.read_exact(&mut word).expect("read");
+    assert_eq!(u32::from_le_bytes(word), 10_000);
+    file.set_permissions(fs::Permissions::from_mode(0o400))
+        .expect("fchmod");
+    file.write_all(&7_u32.to_le_bytes())
+        .expect("an open handle keeps its right to write");
+    drop(file);
+    let object = account.get("numbers").expect("the object");
+    assert_eq!(object.len(), 80_000);
+    assert_eq!(object[40_004..40_008], 7_u32.to_le_bytes());
+}
+
+fn mounted_directory_is_as_found(mounted: &Mounted) {
+    let left = fs::read_dir(mounted.path(""))
+        .expect("the mount point is there")
+        .count();
+    assert_eq!(left, 0);
+}
+
+fn locks_hold_between_processes_of_this_host(account: &Account) {
+    let mounted = Mounted::by_root(account, "");
+    // The first holds the lock for as long as its descriptor 9 is open; the second must not get it meanwhile.
+    mounted.sh("exec 9>lock; flock -n 9; ! flock -n lock true");
+    mounted.sh("flock -n lock true");
+}
+
+fn what_another_host_writes_is_seen_at_the_next_open_after_the_ttl(account: &Account) {
+    let (here, there) = (Mounted::by_root(account, ""), Mounted::by_root(account, ""));
+    let default_ttl = std::time::Duration::from_secs(1);
+    fs::write(there.path("file"), b"one").expect("write");
+    let mut before = File::open(here.path("file")).expect("open");
+    for bytes in [&b"two"[..], b"longer than before"] {
+        fs::write(there.path("file"), bytes).expect("write");
+        std::thread::sleep(default_ttl + default_ttl / 5);
+        assert_eq!(fs::read(here.path("file")).expect("read"), bytes);
+    }
+    // The old file is another inode: it is its own bytes or nothing, never the new ones.
+    let mut text = Vec::new();
+    match before.read_to_end(&mut text) {
+        Ok(_) => assert_eq!(text, b"one"),
+        Err(error) => assert_eq!(error.raw_os_error(), Some(116), "ESTALE: {error}"),
+    }
+    fs::remove_file(there.path("file")).expect("remove");
+    std::thread::sleep(default_ttl + default_ttl / 5);
+    assert!(!here.path("file").exists());
+}
