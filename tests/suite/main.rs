@@ -22,6 +22,9 @@ mod mounter;
 #[cfg(feature = "fuse-tests")]
 mod session;
 
+// What the README tells people to type.
+mod front_door;
+
 // A real mount by the `bucketvol` program, used by ordinary programs.
 #[cfg(feature = "fuse-tests")]
 mod fuse_real;
@@ -36,3 +39,6 @@ mod docker;
 
 // The programs below examples/.
 mod examples;
+
+// What ARCHITECTURE.md and SEMANTICS.md say, held against the sources.
+mod layers;
