@@ -193,12 +193,7 @@ impl FileSystem {
             Ok(versions) => versions,
             Err(error) => {
                 let copies: Vec<Key> = objects.into_iter().map(|object| object.to).collect();
-                if let Err(undo) = self.bucket.delete_many(&copies).await {
-                    self.note_error(
-                        &format!("copies below {to:?} were left behind"),
-                        &undo.into(),
-                    );
-                }
+                self.delete_all(&copies, "copies of a rename").await;
                 return Err(error);
             }
         };
