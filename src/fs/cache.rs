@@ -52,6 +52,15 @@ pub(crate) struct ObjectSource {
     pub(crate) content: ContentId,
 }
 
+/// A block on its way from one place. A rename gives the same content another place: whoever asks there does
+/// not share the failure of one who still asked at the old one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct FlightKey {
+    block: BlockKey,
+    key: Key,
+    version: ObjectVersion,
+}
+
 /// A block on its way; `None` until it is there.
 type Flight = watch::Receiver<Option<Result<Bytes, StoreError>>>;
 
@@ -59,7 +68,7 @@ type Flight = watch::Receiver<Option<Result<Bytes, StoreError>>>;
 #[derive(Debug)]
 pub struct BlockCache {
     blocks: Cache<BlockKey, Bytes>,
-    flights: Mutex<HashMap<BlockKey, Flight>>,
+    flights: Mutex<HashMap<FlightKey, Flight>>,
     next_content: AtomicU64,
     lookups: AtomicU64,
     hits: AtomicU64,
@@ -204,19 +213,24 @@ impl BlockCache {
         {
             let mut flights = self.flights.lock();
             for index in indices {
-                let key = BlockKey {
+                let block = BlockKey {
                     content: object.content,
                     index,
+                };
+                let key = FlightKey {
+                    block,
+                    key: object.key.clone(),
+                    version: object.version.clone(),
                 };
                 if let Some(flight) = flights.get(&key) {
                     joined.insert(index, flight.clone());
                     continue;
                 }
-                if self.blocks.contains_key(&key) {
+                if self.blocks.contains_key(&block) {
                     continue;
                 }
                 let (landed, flight) = watch::channel(None);
-                flights.insert(key, flight.clone());
+                flights.insert(key.clone(), flight.clone());
                 joined.insert(index, flight);
                 let landing = Landing {
                     cache: Arc::clone(self),
@@ -225,7 +239,7 @@ impl BlockCache {
                 };
                 match runs.last_mut() {
                     Some(run)
-                        if run.last().is_some_and(|l| l.key.index + 1 == index)
+                        if run.last().is_some_and(|l| l.key.block.index + 1 == index)
                             && (run.len() as u64) < REQUEST_MAX_BLOCKS =>
                     {
                         run.push(landing);
@@ -248,7 +262,7 @@ impl BlockCache {
 /// The promise to bring one block. Dropping it unkept tells the waiters so.
 struct Landing {
     cache: Arc<BlockCache>,
-    key: BlockKey,
+    key: FlightKey,
     landed: watch::Sender<Option<Result<Bytes, StoreError>>>,
 }
 
@@ -256,7 +270,7 @@ impl Landing {
     fn land(self, block: Result<Bytes, StoreError>) {
         if let Ok(block) = &block {
             // Before the flight ends: whoever finds no flight must find the block.
-            self.cache.blocks.insert(self.key, block.clone());
+            self.cache.blocks.insert(self.key.block, block.clone());
             self.cache.blocks.run_pending_tasks();
         }
         self.landed.send_replace(Some(block));
@@ -277,8 +291,8 @@ async fn fetch(object: &ObjectSource, run: Vec<Landing>) {
         return;
     };
     let span = BlockSpan {
-        first: first.key.index,
-        end: last.key.index + 1,
+        first: first.key.block.index,
+        end: last.key.block.index + 1,
     };
     let mut failure = None;
     match object
@@ -289,7 +303,7 @@ async fn fetch(object: &ObjectSource, run: Vec<Landing>) {
         Ok(mut body) => {
             let mut block = BytesMut::new();
             for landing in landings.by_ref() {
-                let range = block_bytes(landing.key.index, object.size);
+                let range = block_bytes(landing.key.block.index, object.size);
                 let len = usize::try_from(range.end - range.start).expect("a block fits in memory");
                 block.reserve(len.saturating_sub(block.len()));
                 while block.len() < len && failure.is_none() {
@@ -362,4 +376,41 @@ fn slice(block: &Bytes, index: u64, range: &Range<u64>) -> Bytes {
             .expect("an offset inside a block")
     };
     block.slice(at(range.start)..at(range.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Metadata, Precondition};
+
+    #[tokio::test]
+    async fn who_asks_at_the_new_place_of_a_renamed_object_does_not_fail_with_who_asked_at_the_old()
+    {
+        let bucket = Arc::new(Bucket::memory());
+        let key = Key::new("new");
+        let version = bucket
+            .put(
+                &key,
+                "bytes".into(),
+                Metadata::default(),
+                Precondition::None,
+            )
+            .await
+            .unwrap();
+        let cache = BlockCache::new(1 << 20);
+        let moved = ObjectSource {
+            bucket,
+            key,
+            version,
+            size: 5,
+            content: cache.new_content(),
+        };
+        let gone = ObjectSource {
+            key: Key::new("old"),
+            ..moved.clone()
+        };
+        let (old, new) = futures_util::join!(cache.read(&gone, 0..5), cache.read(&moved, 0..5));
+        assert!(old.is_err());
+        assert_eq!(new.unwrap(), [Bytes::from_static(b"bytes")]);
+    }
 }

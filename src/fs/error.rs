@@ -63,6 +63,20 @@ pub enum FsError {
     Staging(Arc<io::Error>),
 }
 
+impl FsError {
+    /// Whether the store said that an object is not what we took it for: changed, gone, or there at all.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(
+                StoreError::Precondition { .. }
+                    | StoreError::AlreadyExists { .. }
+                    | StoreError::NotFound { .. }
+            )
+        )
+    }
+}
+
 impl From<io::Error> for FsError {
     fn from(error: io::Error) -> Self {
         Self::Staging(Arc::new(error))

@@ -123,6 +123,20 @@ pub struct Status {
     pub last_error: Option<String>,
 }
 
+/// See [`FileSystem::hide`].
+#[derive(Debug)]
+pub(crate) struct Hidden<'a> {
+    fs: &'a FileSystem,
+    key: Key,
+}
+
+impl Drop for Hidden<'_> {
+    fn drop(&mut self) {
+        let now = self.fs.now();
+        self.fs.tree.lock().show(&self.key, now);
+    }
+}
+
 impl FileSystem {
     /// Opens a volume: one request, for the root's attributes.
     pub async fn open(bucket: Arc<Bucket>, settings: Settings) -> Result<Arc<Self>, FsError> {
@@ -344,6 +358,15 @@ impl FileSystem {
             if spell(&self.tree.lock())? == keys {
                 return Ok((turn, keys));
             }
+        }
+    }
+
+    /// While the guard lives, what the store has at `key` is not seen.
+    pub(crate) fn hide(&self, key: &Key) -> Hidden<'_> {
+        self.tree.lock().hide(key);
+        Hidden {
+            fs: self,
+            key: key.clone(),
         }
     }
 

@@ -74,7 +74,8 @@ pub(crate) struct InodeState {
     pub(crate) metadata: Metadata,
     /// The object; a directory's marker. `None`: not uploaded yet, an implicit directory, or not asked for.
     pub(crate) remote: Option<Remote>,
-    /// What stands at the key of a file that was never uploaded, when a rename put it over another.
+    /// What stands at the key that the inode's name spells, when that is not `remote`: a rename put the file
+    /// over another, or its bytes were brought elsewhere.
     pub(crate) overwrites: Option<ObjectVersion>,
     /// The content, while it differs from the object's.
     pub(crate) staged: Option<StagedContent>,
@@ -169,10 +170,8 @@ impl InodeState {
     /// The version of what stands at the key that the inode's name spells: its own object, or the one that
     /// its upload is to overwrite. `None`: nothing that we know of.
     pub(crate) fn occupant(&self) -> Option<ObjectVersion> {
-        match &self.remote {
-            Some(remote) => Some(remote.version.clone()),
-            None => self.overwrites.clone(),
-        }
+        let own = self.remote.as_ref().map(|remote| &remote.version);
+        self.overwrites.as_ref().or(own).cloned()
     }
 
     /// Takes note of a local change.
@@ -193,18 +192,14 @@ impl InodeState {
         });
     }
 
-    /// The state to upload to `key`, or `None` if all is in the bucket.
-    pub(crate) fn freeze(&mut self, key: &Key) -> Option<Frozen> {
+    /// The state to upload, or `None` if all is in the bucket.
+    pub(crate) fn freeze(&mut self) -> Option<Frozen> {
         if !self.unsent.any() {
             return None;
         }
-        let precondition = match (&self.remote, &self.overwrites) {
-            (Some(remote), _) if remote.key == *key => {
-                Precondition::Version(remote.version.clone())
-            }
-            (_, Some(version)) => Precondition::Version(version.clone()),
-            _ => Precondition::Absent,
-        };
+        let precondition = self
+            .occupant()
+            .map_or(Precondition::Absent, Precondition::Version);
         let content = match (&mut self.staged, self.unsent.content) {
             (Some(staged), true) => Some(staged.freeze()),
             _ => None,

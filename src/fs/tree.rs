@@ -17,8 +17,8 @@ use super::name::Name;
 use crate::config::options::Ownership;
 use crate::store::{FileKind, Key};
 
+mod hidden;
 mod observe;
-mod orphans;
 
 pub(crate) use observe::{Observed, ObservedObject};
 
@@ -48,6 +48,9 @@ pub(crate) struct Tree {
     ownership: Ownership,
     /// Open inodes without a name, by the key at which their object still is.
     orphans: HashMap<Key, Vec<Arc<Inode>>>,
+    /// Keys whose objects are not to be seen, and how many say so: they wait for a last close, or a rename
+    /// under way has copied them there.
+    hidden: HashMap<Key, usize>,
 }
 
 #[derive(Debug)]
@@ -82,11 +85,8 @@ impl Directory {
     }
 
     fn drop_old_tombstones(&mut self, now: Duration) {
-        self.removed.retain(|_, tombstone| {
-            tombstone
-                .since
-                .is_none_or(|since| now.saturating_sub(since) < TOMBSTONE_TTL)
-        });
+        self.removed
+            .retain(|_, tombstone| now.saturating_sub(tombstone.since) < TOMBSTONE_TTL);
     }
 }
 
@@ -104,8 +104,7 @@ struct Dentry {
 #[derive(Debug)]
 struct Tombstone {
     changed: u64,
-    /// `None` while the object is still there and shall not be seen.
-    since: Option<Duration>,
+    since: Duration,
 }
 
 /// What the tree knows of a name.
@@ -144,6 +143,7 @@ impl Tree {
             sequence: 0,
             ownership,
             orphans: HashMap::new(),
+            hidden: HashMap::new(),
         }
     }
 
@@ -241,14 +241,11 @@ impl Tree {
                 Known::Stale(inode)
             };
         }
-        if directory
+        let is_removed = directory
             .removed
             .get(name)
-            .is_some_and(|t| t.since.is_none_or(believed))
-        {
-            return Known::Absent;
-        }
-        if parent == ROOT && name == RESERVED {
+            .is_some_and(|tombstone| believed(tombstone.since));
+        if is_removed || self.is_hidden(parent, name) || parent == ROOT && name == RESERVED {
             return Known::Absent;
         }
         match directory.listed {
@@ -313,12 +310,12 @@ impl Tree {
         inode
     }
 
-    /// Takes a name away. While `held`, its object is still there and is not to be seen.
-    pub(crate) fn remove(&mut self, parent: u64, name: &Arc<str>, held: bool, now: Duration) {
+    /// Takes a name away.
+    pub(crate) fn remove(&mut self, parent: u64, name: &Arc<str>, now: Duration) {
         self.sequence += 1;
         let tombstone = Tombstone {
             changed: self.sequence,
-            since: if held { None } else { Some(now) },
+            since: now,
         };
         let Some(directory) = self.directory_mut(parent) else {
             return;
@@ -350,7 +347,7 @@ impl Tree {
             &old.name,
             Tombstone {
                 changed: sequence,
-                since: Some(now),
+                since: now,
             },
             now,
         );
@@ -615,7 +612,7 @@ mod tests {
         let name: Arc<str> = "a".into();
         let asked = tree.begin_question();
         tree.insert(ROOT, &name, attr(FileKind::File), None, TTL);
-        tree.remove(ROOT, &name, false, TTL);
+        tree.remove(ROOT, &name, TTL);
         assert!(
             tree.observe(ROOT, &name, &object("1"), asked, TTL, &cache)
                 .is_none()
@@ -635,14 +632,15 @@ mod tests {
         let asked = tree.begin_question();
         tree.observe(ROOT, &name, &object("1"), asked, TTL, &cache)
             .unwrap();
-        tree.remove(ROOT, &name, true, TTL);
+        tree.hide(&Key::new("a"));
+        tree.remove(ROOT, &name, TTL);
         let asked = tree.begin_question();
         let late = TTL * 1000;
         assert!(
             tree.observe(ROOT, &name, &object("1"), asked, late, &cache)
                 .is_none()
         );
-        tree.release_held(&Key::new("a"), late);
+        tree.show(&Key::new("a"), late);
         let asked = tree.begin_question();
         assert!(
             tree.observe(ROOT, &name, &object("2"), asked, late, &cache)
@@ -656,7 +654,7 @@ mod tests {
         for i in 0..20 * u32::try_from(TOMBSTONES_MAX).unwrap() {
             let (name, now): (Arc<str>, _) = (format!("tmp{i}").into(), TTL * i);
             tree.insert(ROOT, &name, attr(FileKind::File), None, now);
-            tree.remove(ROOT, &name, false, now);
+            tree.remove(ROOT, &name, now);
         }
         assert!(tree.directory(ROOT).unwrap().removed.len() <= TOMBSTONES_MAX);
         assert_eq!(tree.nodes.len(), 1);

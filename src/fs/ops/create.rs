@@ -159,6 +159,9 @@ impl FileSystem {
             Known::Absent | Known::Unknown => {}
         }
         tree.check_parent(parent)?;
+        if tree.is_hidden_directory(parent, name) {
+            return Err(FsError::IsDirectory);
+        }
         let inode = tree.insert(parent, name, attr, None, now);
         inode.state.lock().changed(Unsent {
             content: true,

@@ -17,7 +17,7 @@ use crate::fs::staging::{ContentSource, StagedContent};
 use crate::fs::tree::Tree;
 use crate::fs::upload::plan::SIZE_MAX;
 use crate::fs::upload::schedule::Footprint;
-use crate::store::{FileKind, Precondition, StoreError};
+use crate::store::{FileKind, StoreError};
 
 /// Our own changes can take an object from under a read so often at most.
 const READ_ATTEMPTS: u32 = 4;
@@ -218,20 +218,13 @@ impl FileSystem {
         let turn = self.turn_at(spell, |key| Footprint::key(key.clone())).await;
         // Somebody who needed the key may have seen to it.
         let Ok((_turn, key)) = turn else { return };
-        self.tree.lock().take_orphan(inode.ino);
-        let version = inode
-            .state
-            .lock()
-            .remote
-            .as_ref()
-            .map(|remote| remote.version.clone());
-        let condition = version.map_or(Precondition::None, Precondition::Version);
-        match self.bucket.delete(&key, condition).await {
-            // Another host has put something else there: that is not ours to delete.
-            Ok(()) | Err(StoreError::Precondition { .. }) => {}
-            Err(error) => self.note_error(&format!("delete of {key:?}"), &error.into()),
+        let remote = inode.state.lock().remote.clone();
+        if let Some(remote) = remote
+            && let Err(error) = self.delete_version(&key, &remote.version).await
+        {
+            self.note_error(&format!("delete of {key:?}"), &error);
         }
-        self.tree.lock().release_held(&key, self.now());
+        self.tree.lock().remove_orphan(&key, inode.ino, self.now());
     }
 
     /// The target of a symbolic link.

@@ -41,7 +41,7 @@ impl FileSystem {
                 }
                 occupant => {
                     drop(state);
-                    tree.remove(parent, &name, occupant.is_some(), self.now());
+                    tree.remove(parent, &name, self.now());
                     if occupant.is_some() {
                         // The last close deletes it.
                         tree.add_orphan(key.clone(), Arc::clone(&inode));
@@ -54,7 +54,7 @@ impl FileSystem {
             if let Err(error) = self.bucket.delete(&key, version).await {
                 return Err(self.conflict_of(error.into(), &inode));
             }
-            self.tree.lock().remove(parent, &name, false, self.now());
+            self.tree.lock().remove(parent, &name, self.now());
         }
         self.touch_directory(parent);
         Ok(())
@@ -77,7 +77,7 @@ impl FileSystem {
         let _going = self.close_empty(&inode, &key).await?;
         self.keep_parent(parent, &name).await?;
         self.bucket.delete(&key, Precondition::None).await?;
-        self.tree.lock().remove(parent, &name, false, self.now());
+        self.tree.lock().remove(parent, &name, self.now());
         self.touch_directory(parent);
         Ok(())
     }

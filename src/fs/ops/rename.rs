@@ -111,6 +111,9 @@ impl FileSystem {
             (state.remote.clone(), state.occupant())
         };
         let overwritten = replaced.and_then(|replaced| replaced.state.lock().occupant());
+        // Whoever opens it from now on is too late; whoever has it open keeps its bytes.
+        let _going = replaced.map(|replaced| replaced.going());
+        let _hidden = self.hide(&to);
         if let Some(replaced) = replaced
             && replaced.state.lock().opens > 0
         {
@@ -181,6 +184,7 @@ impl FileSystem {
         };
         let (_turn, (from, to)) = self.turn_at(spell, footprint).await?;
         let _busy = inode.busy();
+        let _hidden = self.hide(&to);
         self.settle_orphans(&to).await?;
         let _going = match replaced {
             Some(replaced) => Some(self.close_empty(replaced, &to).await?),

@@ -50,12 +50,11 @@ impl Tree {
     ) -> Option<Arc<Inode>> {
         let key = self.child_key(parent, name, !matches!(observed, Observed::Object(_)))?;
         let directory = self.directory(parent)?;
-        if parent == ROOT && &**name == RESERVED
-            || directory
-                .removed
-                .get(name)
-                .is_some_and(|t| t.since.is_none() || t.changed > asked)
-        {
+        let is_removed = directory
+            .removed
+            .get(name)
+            .is_some_and(|tombstone| tombstone.changed > asked);
+        if is_removed || parent == ROOT && &**name == RESERVED {
             return None;
         }
         if let Some(dentry) = directory.children.get(name) {
@@ -86,6 +85,9 @@ impl Tree {
             }
             // Another object by the same name is another inode; whoever has the old one open keeps it.
             self.unlink_node(ino);
+        }
+        if self.is_hidden(parent, name) {
+            return None;
         }
         let inode = self.new_observed(&key, observed, cache);
         let is_directory = !matches!(observed, Observed::Object(_));

@@ -54,7 +54,7 @@ impl FileSystem {
         let Ok((_turn, key)) = self.turn_at(spell, |key| Footprint::key(key.clone())).await else {
             return Ok(());
         };
-        let Some(frozen) = inode.state.lock().freeze(&key) else {
+        let Some(frozen) = inode.state.lock().freeze() else {
             return Ok(());
         };
         match self.send(&key, &frozen, progress).await {
@@ -66,13 +66,12 @@ impl FileSystem {
             }
             Err(error) => {
                 inode.state.lock().not_uploaded(&frozen);
-                Err(match error {
-                    FsError::Store(
-                        StoreError::Precondition { .. } | StoreError::AlreadyExists { .. },
-                    ) => FsError::Conflict {
+                Err(if error.is_conflict() {
+                    FsError::Conflict {
                         key: key.as_str().to_owned(),
-                    },
-                    error => error,
+                    }
+                } else {
+                    error
                 })
             }
         }
@@ -215,13 +214,34 @@ impl FileSystem {
     /// Before `key` is written, or a directory is renamed or removed: open files that lost their name there
     /// get their bytes elsewhere, and their objects, which wait for the last close, go now.
     pub(crate) async fn settle_orphans(&self, key: &Key) -> Result<(), FsError> {
-        let orphans = self.tree.lock().take_orphans(key);
+        let orphans = self.tree.lock().orphans_at(key);
         for (key, inode) in orphans {
-            self.make_independent(&inode).await?;
-            self.bucket.delete(&key, Precondition::None).await?;
-            self.tree.lock().release_held(&key, self.now());
+            let kept = inode.state.lock().remote.clone();
+            if let Some(remote) = kept.filter(|remote| remote.key == key) {
+                match self.make_independent(&inode).await {
+                    Err(error) if error.is_conflict() => {
+                        self.note_error(&format!("{key:?}, open without a name"), &error);
+                    }
+                    done => done?,
+                }
+                self.delete_version(&key, &remote.version).await?;
+            }
+            self.tree.lock().remove_orphan(&key, inode.ino, self.now());
         }
         Ok(())
+    }
+
+    /// Deletes this version of an object; what another host has put there meanwhile is not ours to delete.
+    pub(crate) async fn delete_version(
+        &self,
+        key: &Key,
+        version: &ObjectVersion,
+    ) -> Result<(), FsError> {
+        let condition = Precondition::Version(version.clone());
+        match self.bucket.delete(key, condition).await {
+            Ok(()) | Err(StoreError::Precondition { .. } | StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Gives an open file bytes that no longer depend on the object it was read from.
@@ -258,6 +278,7 @@ impl FileSystem {
             }
         }
         state.remote = None;
+        state.overwrites = Some(remote.version.clone());
         Ok(())
     }
 
@@ -273,12 +294,15 @@ impl FileSystem {
             .await?;
         {
             let mut tree = self.tree.lock();
-            inode.state.lock().remote = Some(Remote {
+            let mut state = inode.state.lock();
+            state.overwrites = Some(remote.version.clone());
+            state.remote = Some(Remote {
                 key: aside.clone(),
                 version,
                 modified: None,
                 ..remote.clone()
             });
+            drop(state);
             tree.add_orphan(aside, Arc::clone(inode));
         }
         // Its last close may have come meanwhile and have found nothing to delete.

@@ -32,6 +32,22 @@ on_each_store! {
 }
 
 on_each_store! {
+    async fn a_name_made_anew_and_removed_does_not_show_the_object_that_waits_for_its_last_close(fs: TestFs) {
+        fs.write("a", b"old").await.unwrap();
+        let old = fs.open("a").await.unwrap();
+        fs.unlink("a").await.unwrap();
+        let new = fs.create("a").await.unwrap();
+        fs.unlink("a").await.unwrap();
+        fs.let_ttl_pass();
+        assert!(matches!(fs.ino("a").await, Err(FsError::NoEntry)));
+        assert_eq!(old.read_all().await.unwrap(), b"old");
+        new.close().await.unwrap();
+        old.close().await.unwrap();
+        assert_eq!(fs.keys().await, [""; 0]);
+    }
+}
+
+on_each_store! {
     async fn a_new_file_may_take_the_name_of_one_that_is_unlinked_and_open(fs: TestFs) {
         for size in [1000, PART * 2] {
             let old = pattern(size);

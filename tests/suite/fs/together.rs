@@ -136,7 +136,6 @@ async fn programs_in_each_others_way_leave_the_bucket_equal_to_what_they_see_in_
     leave_the_bucket_equal_to_what_they_see(TestFs::memory().await).await;
 }
 
-#[ignore = "fails about one time in four: a race is left; make test-long runs it"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_in_each_others_way_leave_the_bucket_equal_to_what_they_see_on_s3() {
     let server = crate::common::s3_server::S3Server::start().await;

@@ -1,0 +1,110 @@
+//! Objects that are in the bucket and not to be seen: those of open files that lost their name, to be
+//! deleted at the last close, and the copies of a rename that is under way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{ROOT, Tombstone, Tree};
+use crate::fs::inode::Inode;
+use crate::fs::name::Name;
+use crate::store::Key;
+
+impl Tree {
+    /// What is at `key` is not to be seen until [`Tree::show`] has been called as often.
+    pub(crate) fn hide(&mut self, key: &Key) {
+        *self.hidden.entry(key.clone()).or_default() += 1;
+    }
+
+    /// What is at `key` from now on may be seen; answers that were asked for before say nothing about it.
+    pub(crate) fn show(&mut self, key: &Key, now: Duration) {
+        if let Some(times) = self.hidden.get_mut(key) {
+            *times -= 1;
+            if *times == 0 {
+                self.hidden.remove(key);
+            }
+        }
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let Some((parent, name)) = self.find_parent(key) else {
+            return;
+        };
+        if let Some(directory) = self.directory_mut(parent)
+            && !directory.children.contains_key(&name)
+        {
+            let tombstone = Tombstone {
+                changed: sequence,
+                since: now,
+            };
+            directory.bury(&name, tombstone, now);
+        }
+    }
+
+    /// Whether the object that a name spells is hidden, as a file's or as a directory's.
+    pub(super) fn is_hidden(&self, parent: u64, name: &str) -> bool {
+        self.is_hidden_directory(parent, name) || self.is_hidden_as(parent, name, false)
+    }
+
+    /// Whether a directory is about to take the name.
+    pub(crate) fn is_hidden_directory(&self, parent: u64, name: &str) -> bool {
+        self.is_hidden_as(parent, name, true)
+    }
+
+    fn is_hidden_as(&self, parent: u64, name: &str, is_directory: bool) -> bool {
+        !self.hidden.is_empty()
+            && self
+                .child_key(parent, name, is_directory)
+                .is_some_and(|key| self.hidden.contains_key(&key))
+    }
+
+    /// Keeps the object at `key`, hidden, for an open inode that lost its name.
+    pub(crate) fn add_orphan(&mut self, key: Key, inode: Arc<Inode>) {
+        self.hide(&key);
+        self.orphans.entry(key).or_default().push(inode);
+    }
+
+    /// The open inodes without a name whose objects are at `key`, or below it if it is a directory's.
+    pub(crate) fn orphans_at(&self, key: &Key) -> Vec<(Key, Arc<Inode>)> {
+        self.orphans
+            .iter()
+            .filter(|(k, _)| *k == key || (key.is_dir() && k.as_str().starts_with(key.as_str())))
+            .flat_map(|(key, inodes)| inodes.iter().map(|inode| (key.clone(), Arc::clone(inode))))
+            .collect()
+    }
+
+    /// The key that the object of an open inode without a name is at.
+    pub(crate) fn orphan_key(&self, ino: u64) -> Option<Key> {
+        self.orphans
+            .iter()
+            .find(|(_, inodes)| inodes.iter().any(|inode| inode.ino == ino))
+            .map(|(key, _)| key.clone())
+    }
+
+    /// The object that was kept at `key` for the inode is gone.
+    pub(crate) fn remove_orphan(&mut self, key: &Key, ino: u64, now: Duration) {
+        let Some(inodes) = self.orphans.get_mut(key) else {
+            return;
+        };
+        let before = inodes.len();
+        inodes.retain(|inode| inode.ino != ino);
+        let is_removed = inodes.len() < before;
+        if inodes.is_empty() {
+            self.orphans.remove(key);
+        }
+        if is_removed {
+            self.show(key, now);
+        }
+    }
+
+    fn find_parent(&self, key: &Key) -> Option<(u64, Arc<str>)> {
+        let mut at = ROOT;
+        let mut segments = key.as_str().trim_end_matches('/').split('/').peekable();
+        while let Some(segment) = segments.next() {
+            let name = Name::from_segment(segment).ok()?;
+            if segments.peek().is_none() {
+                return Some((at, name));
+            }
+            at = self.directory(at)?.children.get(&name)?.ino;
+        }
+        None
+    }
+}
