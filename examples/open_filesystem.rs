@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::clock::SystemClock;
-use bucketvol::config::options::Ownership;
+use bucketvol::config::options::{Ownership, WriteOptions};
 use bucketvol::fs::{BlockCache, Caller, FileSystem, FsError, IfExists, Settings};
 use bucketvol::store::Bucket;
 
@@ -26,6 +26,7 @@ async fn main() -> Result<(), FsError> {
         },
         read_only: false,
         metadata_ttl: Duration::from_secs(1),
+        write: WriteOptions::default(),
         fsync_timeout: Duration::from_secs(60),
         part_size: 8 * 1024 * 1024,
         concurrency: 64,
@@ -60,6 +61,6 @@ async fn main() -> Result<(), FsError> {
         String::from_utf8_lossy(&text).trim_end()
     );
     println!("requests: {:?}", fs.status().requests);
-    fs.close().await;
+    fs.close();
     Ok(())
 }

@@ -7,15 +7,20 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::Mutex;
+use async_trait::async_trait;
+use tokio::sync::watch;
 
 /// Wall time and monotonic time.
+#[async_trait]
 pub trait Clock: Debug + Send + Sync {
     /// The time of day, for timestamps that people and other programs read.
     fn wall(&self) -> SystemTime;
 
     /// Time since an arbitrary start, for intervals. Never goes backwards.
     fn monotonic(&self) -> Duration;
+
+    /// Waits until [`Clock::monotonic`] says `at`.
+    async fn sleep_until(&self, at: Duration);
 }
 
 /// The machine's own clocks.
@@ -33,6 +38,7 @@ impl SystemClock {
     }
 }
 
+#[async_trait]
 impl Clock for SystemClock {
     #[expect(
         clippy::disallowed_methods,
@@ -45,35 +51,46 @@ impl Clock for SystemClock {
     fn monotonic(&self) -> Duration {
         self.started.elapsed()
     }
+
+    async fn sleep_until(&self, at: Duration) {
+        tokio::time::sleep_until((self.started + at).into()).await;
+    }
 }
 
 /// A clock that only moves when told to.
 #[derive(Debug)]
 pub struct ManualClock {
-    now: Mutex<Duration>,
+    now: watch::Sender<Duration>,
 }
 
 impl ManualClock {
     /// A clock that stands at 1 January 2026.
     pub fn shared() -> Arc<Self> {
         Arc::new(Self {
-            now: Mutex::new(Duration::ZERO),
+            now: watch::Sender::new(Duration::ZERO),
         })
     }
 
     /// Turns both clocks forward.
     pub fn advance(&self, by: Duration) {
-        *self.now.lock() += by;
+        self.now.send_modify(|now| *now += by);
     }
 }
 
+#[async_trait]
 impl Clock for ManualClock {
     fn wall(&self) -> SystemTime {
         const NEW_YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
-        SystemTime::UNIX_EPOCH + NEW_YEAR_2026 + *self.now.lock()
+        SystemTime::UNIX_EPOCH + NEW_YEAR_2026 + *self.now.borrow()
     }
 
     fn monotonic(&self) -> Duration {
-        *self.now.lock()
+        *self.now.borrow()
+    }
+
+    async fn sleep_until(&self, at: Duration) {
+        let mut turned = self.now.subscribe();
+        // The sender is this clock itself: it does not go away meanwhile.
+        let _ = turned.wait_for(|now| *now >= at).await;
     }
 }

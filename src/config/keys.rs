@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Scope;
 use super::credentials::{self, CredentialSource};
 use super::endpoint::parse_endpoint;
+use super::options::{Conflicts, Durability};
 use super::size::{parse_duration, parse_mode, parse_size, parse_switch};
 use super::url::normalized_prefix;
 
@@ -36,6 +37,10 @@ pub(super) struct Draft {
     pub(super) metadata_ttl: Option<Duration>,
     pub(super) exclusive: Option<bool>,
     pub(super) fsync_timeout: Option<Duration>,
+    pub(super) durability: Option<Durability>,
+    pub(super) upload_delay: Option<Duration>,
+    pub(super) max_dirty_age: Option<Duration>,
+    pub(super) conflicts: Option<Conflicts>,
     pub(super) part_size: Option<u64>,
     pub(super) concurrency: Option<usize>,
     pub(super) check: Option<bool>,
@@ -90,6 +95,8 @@ pub(super) const PART_SIZE: std::ops::RangeInclusive<u64> = 5 << 20..=5 << 30;
 pub(super) const CONCURRENCY: std::ops::RangeInclusive<usize> = 1..=1024;
 const FSYNC_TIMEOUT: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
+/// Longest time that a changed file may wait before it sets out.
+const DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Below this the cache could not hold what one sequential reader has in flight.
 const CACHE_MEMORY_MIN: u64 = 8 << 20;
 const SWITCH: &str = "true or false";
@@ -289,6 +296,48 @@ pub(super) const KEYS: &[KeySpec] = &[
                 parse_duration(v).filter(|t| FSYNC_TIMEOUT.contains(t)),
             )
         },
+        ..BASE
+    },
+    KeySpec {
+        name: "durability",
+        default: "fsync",
+        accepts: "close, fsync or local",
+        help: "what waits for the bucket: close and fsync; fsync; nothing (fsync is for this host's disk)",
+        set: |draft, v| some(&mut draft.durability, Durability::parse(v)),
+        ..BASE
+    },
+    KeySpec {
+        name: "upload_delay",
+        default: "100ms",
+        accepts: "a time span (500ms, 1m 30s) or plain seconds, up to 1day",
+        help: "how long after its last close a changed file sets out; longer for one changed again and again",
+        set: |draft, v| {
+            some(
+                &mut draft.upload_delay,
+                parse_duration(v).filter(|t| *t <= DELAY_MAX),
+            )
+        },
+        ..BASE
+    },
+    KeySpec {
+        name: "max_dirty_age",
+        default: "30s",
+        accepts: "a time span (500ms, 1m 30s) or plain seconds, up to 1day",
+        help: "when a changed file that nobody closes or syncs sets out at the latest",
+        set: |draft, v| {
+            some(
+                &mut draft.max_dirty_age,
+                parse_duration(v).filter(|t| *t <= DELAY_MAX),
+            )
+        },
+        ..BASE
+    },
+    KeySpec {
+        name: "conflicts",
+        default: "keep-both",
+        accepts: "keep-both, fail or overwrite",
+        help: "what is done about a change that another host's change has overtaken",
+        set: |draft, v| some(&mut draft.conflicts, Conflicts::parse(v)),
         ..BASE
     },
     KeySpec {

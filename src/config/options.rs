@@ -4,6 +4,7 @@
 //! refused.
 
 mod help;
+mod write;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
+pub use self::write::{Conflicts, Durability, WriteOptions};
 use super::credentials::{CredentialSource, Credentials};
 use super::endpoint::{is_aliyun, is_aws, parse_endpoint, region_of};
 use super::keys::{Draft, KEYS, KeySpec, find, nearest};
@@ -43,6 +45,8 @@ pub struct Options {
     pub metadata_ttl: Option<Duration>,
     /// After this an fsync or close that still waits for the store answers EIO.
     pub fsync_timeout: Duration,
+    /// What waits for the bucket, and when changes leave for it.
+    pub write: WriteOptions,
     /// Sizes of the requests to the store.
     pub transfer: Transfer,
     /// Ask the store at create whether the bucket can be used.
@@ -157,6 +161,7 @@ impl Options {
             read_only: false,
             metadata_ttl: Some(Self::METADATA_TTL),
             fsync_timeout: Self::FSYNC_TIMEOUT,
+            write: WriteOptions::default(),
             transfer: Transfer::default(),
             check: true,
             allow_overlap: false,
@@ -236,6 +241,17 @@ impl Options {
         options.fsync_timeout = fsync_timeout.unwrap_or(options.fsync_timeout);
         options.transfer.part_size = part_size.unwrap_or(options.transfer.part_size);
         options.transfer.concurrency = concurrency.unwrap_or(options.transfer.concurrency);
+        let write = &mut options.write;
+        write.durability = draft.durability.unwrap_or(write.durability);
+        write.upload_delay = draft.upload_delay.unwrap_or(write.upload_delay);
+        write.max_dirty_age = draft.max_dirty_age.unwrap_or(write.max_dirty_age);
+        write.conflicts = draft.conflicts.unwrap_or(write.conflicts);
+        if write.max_dirty_age < write.upload_delay {
+            return refuse(
+                "options upload_delay and max_dirty_age contradict each other: no file waits longer than \
+                 max_dirty_age",
+            );
+        }
         options.check = check.unwrap_or(options.check);
         options.allow_overlap = overlap.unwrap_or(options.allow_overlap);
         options.host.cache_memory = draft.cache_memory.unwrap_or(options.host.cache_memory);
@@ -316,6 +332,27 @@ impl Options {
             self.fsync_timeout != plain.fsync_timeout,
             "fsync_timeout",
             format_duration(self.fsync_timeout),
+        );
+        let (own, base) = (self.write, plain.write);
+        say(
+            own.durability != base.durability,
+            "durability",
+            own.durability.as_str().to_owned(),
+        );
+        say(
+            own.upload_delay != base.upload_delay,
+            "upload_delay",
+            format_duration(own.upload_delay),
+        );
+        say(
+            own.max_dirty_age != base.max_dirty_age,
+            "max_dirty_age",
+            format_duration(own.max_dirty_age),
+        );
+        say(
+            own.conflicts != base.conflicts,
+            "conflicts",
+            own.conflicts.as_str().to_owned(),
         );
         let (own, base) = (self.transfer, plain.transfer);
         say(

@@ -2,6 +2,9 @@
 
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
+use super::journal::record::timestamp;
 use crate::config::options::Ownership;
 use crate::store::{Attributes, FileKind};
 
@@ -9,7 +12,7 @@ use crate::store::{Attributes, FileKind};
 pub(crate) const PERMISSIONS: u32 = 0o7777;
 
 /// What stat(2) shows of an inode, but for its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attr {
     /// Its type.
     pub kind: FileKind,
@@ -24,10 +27,13 @@ pub struct Attr {
     /// Device number of a device node, in the kernel's encoding; else 0.
     pub rdev: u32,
     /// Last access, as far as somebody set it.
+    #[serde(with = "timestamp")]
     pub atime: SystemTime,
     /// Last change of the content.
+    #[serde(with = "timestamp")]
     pub mtime: SystemTime,
     /// Last change of anything.
+    #[serde(with = "timestamp")]
     pub ctime: SystemTime,
 }
 

@@ -1,14 +1,28 @@
 //! Which ranges of a file are dirty, and where in its staging file their bytes are. No I/O.
 //!
-//! The staging file is written in two ways only: at its end, or over bytes of an extent that no upload has
+//! The staging file is written in two ways only: at its end, or over exactly one whole chunk that nobody has
 //! frozen. So an upload that took a copy of the map at [`ExtentMap::freeze`] reads the same bytes for as
-//! long as it runs, whatever is written meanwhile.
+//! long as it runs, whatever is written meanwhile; and a chunk's checksum can be verified for as long as any
+//! of its bytes are in use.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
+/// Bytes of the staging file that were written together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    /// Where it begins in the staging file.
+    pub place: u64,
+    /// Bytes.
+    pub len: u64,
+    /// CRC-32C of its bytes.
+    pub checksum: u32,
+}
+
 /// A run of dirty bytes: `offset` in the file, `place` in the staging file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Extent {
     /// Where it begins in the file.
     pub offset: u64,
@@ -16,14 +30,26 @@ pub(crate) struct Extent {
     pub len: u64,
     /// Where it begins in the staging file.
     pub place: u64,
+    /// What it is the whole or a part of.
+    pub chunk: Chunk,
     /// An upload may be reading it: it is not written over.
-    frozen: bool,
+    #[serde(skip)]
+    pub frozen: bool,
 }
 
 impl Extent {
     /// The range of the file it holds.
     pub(crate) fn range(&self) -> Range<u64> {
         self.offset..self.offset + self.len
+    }
+
+    /// Takes the checksum of the bytes that are its chunk's.
+    pub(crate) fn seal(&mut self, bytes: &[u8]) {
+        self.chunk.checksum = crc32c::crc32c(bytes);
+    }
+
+    fn is_whole(&self) -> bool {
+        self.place == self.chunk.place && self.len == self.chunk.len
     }
 }
 
@@ -56,7 +82,7 @@ impl ExtentMap {
     }
 
     /// Where the bytes of a write of `range` go in the staging file, piece by piece and in order. They are
-    /// dirty once [`ExtentMap::record`] was told that they are there.
+    /// dirty once they are sealed and [`ExtentMap::record`] was told that they are there.
     pub(crate) fn place(&self, range: &Range<u64>) -> Vec<Extent> {
         let mut pieces = Vec::new();
         let mut at = range.start;
@@ -68,16 +94,24 @@ impl ExtentMap {
                     offset: range.start,
                     len,
                     place: end,
+                    chunk: Chunk {
+                        place: end,
+                        len,
+                        checksum: 0,
+                    },
                     frozen: false,
                 });
                 end += len;
             }
         };
-        for extent in self.overlapping(range).filter(|e| !e.frozen) {
-            let reused = cut(extent, range);
+        let is_inside = |e: &&Extent| range.start <= e.offset && e.range().end <= range.end;
+        for reused in self.overlapping(range).filter(is_inside) {
+            if reused.frozen || !reused.is_whole() {
+                continue;
+            }
             append(at..reused.offset, &mut pieces);
-            at = reused.offset + reused.len;
-            pieces.push(reused);
+            at = reused.range().end;
+            pieces.push(*reused);
         }
         append(at..range.end, &mut pieces);
         pieces
@@ -103,6 +137,25 @@ impl ExtentMap {
             extent.frozen = true;
         }
         self.clone()
+    }
+
+    /// Takes out what lies in chunks that `is_intact` says no to; returns the ranges of the file.
+    pub(crate) fn drop_damaged(
+        &mut self,
+        mut is_intact: impl FnMut(&Chunk) -> bool,
+    ) -> Vec<Range<u64>> {
+        let mut verdicts: BTreeMap<u64, bool> = BTreeMap::new();
+        let mut damaged = Vec::new();
+        self.extents.retain(|_, extent| {
+            let intact = *verdicts
+                .entry(extent.chunk.place)
+                .or_insert_with(|| is_intact(&extent.chunk));
+            if !intact {
+                damaged.push(extent.range());
+            }
+            intact
+        });
+        damaged
     }
 
     /// No upload reads any more.
@@ -201,8 +254,14 @@ impl ExtentMap {
             && left.offset + left.len == extent.offset
             && left.place + left.len == extent.place
             && left.frozen == extent.frozen
+            && left.is_whole()
+            && extent.is_whole()
         {
+            let joined = usize::try_from(extent.len).expect("usize has 64 bits");
+            left.chunk.checksum =
+                crc32c::crc32c_combine(left.chunk.checksum, extent.chunk.checksum, joined);
             left.len += extent.len;
+            left.chunk.len = left.len;
             return;
         }
         self.extents.insert(extent.offset, extent);
@@ -217,7 +276,7 @@ fn cut(extent: &Extent, range: &Range<u64>) -> Extent {
         offset: start,
         len: end - start,
         place: extent.place + (start - extent.offset),
-        frozen: extent.frozen,
+        ..*extent
     }
 }
 
@@ -236,7 +295,10 @@ mod tests {
 
     impl Staged {
         fn write(&mut self, range: Range<u64>, byte: u8) {
-            let pieces = self.map.place(&range);
+            let mut pieces = self.map.place(&range);
+            for piece in &mut pieces {
+                piece.seal(&vec![byte; usize::try_from(piece.len).unwrap()]);
+            }
             self.map.record(&range, &pieces);
             for piece in pieces {
                 let place = usize::try_from(piece.place).unwrap();
@@ -345,6 +407,13 @@ mod tests {
                     Op::Freeze => {}
                 }
                 prop_assert_eq!(staged.read(&staged.map, SIZE), model.clone());
+                let staging = &staged.staging;
+                let damaged = staged.map.clone().drop_damaged(|chunk| {
+                    let range = usize::try_from(chunk.place).unwrap()
+                        ..usize::try_from(chunk.place + chunk.len).unwrap();
+                    crc32c::crc32c(&staging[range]) == chunk.checksum
+                });
+                prop_assert_eq!(damaged, []);
                 if let Some((map, bytes)) = &frozen {
                     prop_assert_eq!(&staged.read(map, SIZE), bytes);
                 }

@@ -17,13 +17,15 @@ use super::attr::{Attr, Caller};
 use super::cache::{BlockCache, ObjectSource};
 use super::error::FsError;
 use super::handles::Handles;
-use super::inode::{Inode, Remote};
+use super::inode::{Inode, Remote, UploadFailure};
+use super::journal::Journal;
 use super::name::{Name, NameError};
 use super::staging::Staging;
 use super::tree::{Observed, ROOT, Tree};
 use super::upload::schedule::{Footprint, Turn, Turnstile};
+use super::upload::uploader::Uploader;
 use crate::clock::Clock;
-use crate::config::options::{Options, Ownership};
+use crate::config::options::{Options, Ownership, WriteOptions};
 use crate::store::{Attributes, Bucket, FileKind, Key, Metadata};
 
 /// How long a name or attribute is believed when the user asserts that nobody else writes.
@@ -41,13 +43,15 @@ pub struct Settings {
     pub read_only: bool,
     /// How long a remote name or attribute is believed.
     pub metadata_ttl: Duration,
+    /// What waits for the bucket, and when changes leave for it.
+    pub write: WriteOptions,
     /// How long a flush or fsync waits for the store.
     pub fsync_timeout: Duration,
     /// Bytes of an upload's part, at least.
     pub part_size: u64,
     /// Requests of this volume in flight at once.
     pub concurrency: usize,
-    /// Where dirty bytes wait.
+    /// The volume's own directory on this host: its journal and what waits to be uploaded.
     pub staging_dir: PathBuf,
     /// The daemon's block cache.
     pub cache: Arc<BlockCache>,
@@ -67,6 +71,7 @@ impl Settings {
             ownership: options.ownership,
             read_only: options.read_only,
             metadata_ttl: options.metadata_ttl.unwrap_or(FOREVER),
+            write: options.write,
             fsync_timeout: options.fsync_timeout,
             part_size: options.transfer.part_size,
             concurrency: options.transfer.concurrency,
@@ -85,11 +90,13 @@ pub struct FileSystem {
     pub(crate) tree: Mutex<Tree>,
     pub(crate) handles: Handles,
     pub(crate) staging: Staging,
+    pub(crate) journal: Journal,
     /// Kernels' connections there have been. More than one (two volumes of one place) is more than one page
     /// cache, and none of them hears of the others' writes.
     connections: AtomicU32,
     /// Orders changes of the bucket that touch a common key.
     pub(crate) turnstile: Arc<Turnstile>,
+    pub(crate) uploader: Arc<Uploader>,
     last_error: Mutex<Option<String>>,
 }
 
@@ -140,7 +147,9 @@ impl Drop for Hidden<'_> {
 impl FileSystem {
     /// Opens a volume: one request, for the root's attributes.
     pub async fn open(bucket: Arc<Bucket>, settings: Settings) -> Result<Arc<Self>, FsError> {
-        let staging = Staging::open(settings.staging_dir.clone())?;
+        let (journal, left) =
+            Journal::open(&settings.staging_dir).map_err(std::io::Error::other)?;
+        let staging = Staging::open(journal.files())?;
         let now = settings.clock.wall();
         let ownership = settings.ownership;
         let caller = Caller {
@@ -153,12 +162,25 @@ impl FileSystem {
             tree: Mutex::new(Tree::new(root, ownership)),
             handles: Handles::default(),
             staging,
+            journal,
             connections: AtomicU32::new(0),
             turnstile: Arc::default(),
+            uploader: Arc::new(Uploader::new(
+                settings.write.upload_delay,
+                settings.write.max_dirty_age,
+            )),
             last_error: Mutex::new(None),
             settings,
         });
         fs.read_root().await?;
+        let changed = fs.restore(left)?;
+        let now = fs.now();
+        fs.uploader.tell(|queue| {
+            for ino in changed {
+                queue.urgent(ino, now);
+            }
+        });
+        fs.start_uploader();
         Ok(fs)
     }
 
@@ -250,19 +272,36 @@ impl FileSystem {
         status
     }
 
-    /// Nobody uses the volume any more. What a drain could not bring into the bucket is named in the log.
-    pub async fn close(&self) {
+    /// Nobody uses the volume any more: nothing is sent from now on. What is not in the bucket is named in the
+    /// log and stays in the journal; whoever opens the volume next goes on with it.
+    pub fn close(&self) {
+        self.uploader.stop();
         let status = self.status();
         if status.dirty_files > 0 {
-            tracing::error!(
+            tracing::warn!(
                 bucket = %self.bucket.location(),
                 files = status.dirty_files,
                 bytes = status.dirty_bytes,
-                "closed with changes that are not in the bucket",
+                "closed with changes that are not in the bucket yet: they wait in {}",
+                self.settings.staging_dir.display(),
             );
+        } else if let Err(error) = self.journal.remove() {
+            tracing::warn!(bucket = %self.bucket.location(), %error, "an empty journal stays");
         }
-        // It stays if another volume's files are in it.
-        let _ = std::fs::remove_dir(&self.settings.staging_dir);
+    }
+
+    /// An upload failed. Whoever has the file open hears of it, once.
+    pub(crate) fn note_upload_error(&self, inode: &Inode, error: &FsError) {
+        let key = self.key_of(inode.ino).unwrap_or_else(|_| Key::root());
+        self.note_error(&format!("upload of {:?}", key.as_str()), error);
+        if !error.is_transient() {
+            let mut state = inode.state.lock();
+            let count = state.failure.as_ref().map_or(0, |failure| failure.count) + 1;
+            state.failure = Some(UploadFailure {
+                count,
+                error: error.clone(),
+            });
+        }
     }
 
     /// Keeps a failure for [`FileSystem::status`].

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -17,6 +17,18 @@ pub(crate) struct FileHandle {
     pub(crate) inode: Arc<Inode>,
     pub(crate) writable: bool,
     pub(crate) readahead: Mutex<Readahead>,
+    /// The inode's failure that this handle has reported.
+    pub(crate) reported: AtomicU32,
+}
+
+impl FileHandle {
+    /// The upload's failure that this handle has not reported yet.
+    pub(crate) fn take_failure(&self) -> Option<FsError> {
+        let state = self.inode.state.lock();
+        let failure = state.failure.as_ref()?;
+        let reported = self.reported.swap(failure.count, Ordering::Relaxed);
+        (reported < failure.count).then(|| failure.error.clone())
+    }
 }
 
 /// One open directory.

@@ -9,11 +9,13 @@
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::attr::Attr;
 use super::cache::ContentId;
+use super::error::FsError;
 use super::staging::{FrozenContent, StagedContent};
-use crate::store::{Key, Metadata, ObjectVersion, Precondition};
+use crate::store::{Key, Metadata, ObjectVersion, Precondition, WriteId};
 
 /// A file, directory or other inode.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ pub(crate) struct Remote {
 }
 
 /// What was changed here and is not in the bucket.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unsent {
     pub(crate) content: bool,
     pub(crate) attributes: bool,
@@ -50,6 +52,14 @@ impl Unsent {
     pub(crate) fn any(self) -> bool {
         self.content || self.attributes
     }
+}
+
+/// An upload that the store refused. Each open file reports it once.
+#[derive(Debug, Clone)]
+pub(crate) struct UploadFailure {
+    /// Which of the inode's failures this is, from 1.
+    pub(crate) count: u32,
+    pub(crate) error: FsError,
 }
 
 /// Whether an inode still has a name.
@@ -87,6 +97,14 @@ pub(crate) struct InodeState {
     /// Changes of the bucket under way: listings must not judge the inode meanwhile.
     pub(crate) busy: u32,
     pub(crate) linked: Linked,
+    /// The journal has it as changed.
+    pub(crate) journaled: bool,
+    /// The mark of the last upload that was begun, until it is known to have ended.
+    pub(crate) write: Option<WriteId>,
+    /// It is under way.
+    pub(crate) sending: bool,
+    /// The last upload failed so that waiting will not mend it.
+    pub(crate) failure: Option<UploadFailure>,
 }
 
 impl Inode {
@@ -106,6 +124,10 @@ impl Inode {
                 opens: 0,
                 busy: 0,
                 linked: Linked::Yes,
+                journaled: false,
+                write: None,
+                sending: false,
+                failure: None,
             }),
         }
     }
@@ -154,6 +176,8 @@ impl Drop for Going<'_> {
 pub(crate) struct Frozen {
     pub(crate) attr: Attr,
     pub(crate) metadata: Metadata,
+    /// The metadata to send: they carry the mark of this upload.
+    pub(crate) marked: Metadata,
     /// `None`: only attributes changed.
     pub(crate) content: Option<FrozenContent>,
     pub(crate) base: Option<Remote>,
@@ -192,8 +216,8 @@ impl InodeState {
         });
     }
 
-    /// The state to upload, or `None` if all is in the bucket.
-    pub(crate) fn freeze(&mut self) -> Option<Frozen> {
+    /// The state to upload as `write`, or `None` if all is in the bucket.
+    pub(crate) fn freeze(&mut self, write: &WriteId) -> Option<Frozen> {
         if !self.unsent.any() {
             return None;
         }
@@ -208,6 +232,7 @@ impl InodeState {
         self.attr.to_attributes().write_to(&mut metadata);
         Some(Frozen {
             attr: self.attr,
+            marked: write.mark(metadata.clone()),
             metadata,
             content,
             base: self.remote.clone(),
@@ -224,6 +249,7 @@ impl InodeState {
         self.metadata.clone_from(&frozen.metadata);
         self.remote = Some(remote);
         self.overwrites = None;
+        self.failure = None;
         if self.change == frozen.change {
             self.unsent = Unsent::default();
             self.staged = None;

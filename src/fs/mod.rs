@@ -9,12 +9,14 @@
 mod attr;
 mod block;
 mod cache;
+mod durable;
 mod error;
 mod extents;
 mod filesystem;
 pub mod fuse;
 mod handles;
 mod inode;
+mod journal;
 mod name;
 mod ops;
 mod readahead;

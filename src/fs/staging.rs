@@ -1,16 +1,17 @@
-//! Where dirty bytes wait for their upload: one file of the host per dirty inode.
+//! Where dirty bytes wait for their upload: one file of the host per dirty inode, named by its number.
 //!
-//! The files have no name: what a process leaves behind when it dies is given back by the kernel. Which
-//! bytes are where belongs to `extents`.
+//! Which bytes are where is in [`ContentMap`] and, for the next process, in the journal. A file that the
+//! journal does not know of is nobody's: it goes at the next start.
 
-use std::fs::File;
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::extents::{ExtentMap, Source};
+use super::extents::{Chunk, Extent, ExtentMap, Source};
 
 /// The directory that staging files are made in.
 #[derive(Debug)]
@@ -21,26 +22,111 @@ pub(crate) struct Staging {
 impl Staging {
     /// Makes the directory if it is not there.
     pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
-        std::fs::create_dir_all(&directory)
-            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", directory.display())))?;
+        std::fs::create_dir_all(&directory).map_err(named(&directory))?;
         Ok(Self { directory })
     }
 
     /// A new staging file for content whose first `base_len` bytes are those of an object.
-    pub(crate) fn create(&self, base_len: u64) -> io::Result<StagedContent> {
+    pub(crate) fn create(&self, ino: u64, base_len: u64) -> io::Result<StagedContent> {
+        let path = self.path(ino);
+        // A new file, not the old one emptied: somebody may still read that.
+        self.remove(ino);
+        let file = OpenOptions::new()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(named(&path))?;
         Ok(StagedContent {
-            file: Arc::new(tempfile::tempfile_in(&self.directory)?),
-            extents: ExtentMap::default(),
-            base_len,
-            lowest_size: u64::MAX,
+            file: Arc::new(file),
+            map: ContentMap::new(base_len),
         })
+    }
+
+    /// The staging file that an earlier process left, with what the journal says of it. With `verify`, what
+    /// does not have its checksum is dropped; returns the ranges of the file that are lost so.
+    pub(crate) fn reopen(
+        &self,
+        ino: u64,
+        mut map: ContentMap,
+        verify: bool,
+    ) -> io::Result<(StagedContent, Vec<Range<u64>>)> {
+        let path = self.path(ino);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(named(&path))?;
+        map.thaw();
+        let lost = if verify {
+            map.extents
+                .drop_damaged(|chunk| checksum_of(&file, chunk).is_ok_and(|c| c == chunk.checksum))
+        } else {
+            Vec::new()
+        };
+        let file = Arc::new(file);
+        Ok((StagedContent { file, map }, lost))
+    }
+
+    /// The inode has nothing staged any more. Who still reads the file keeps it.
+    pub(crate) fn remove(&self, ino: u64) {
+        let path = self.path(ino);
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "a staging file stays until the next start");
+        }
+    }
+
+    /// Removes the files of all inodes but these.
+    pub(crate) fn sweep(&self, keep: &HashSet<u64>) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.directory).map_err(named(&self.directory))? {
+            let entry = entry?;
+            let ino = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            if ino.is_none_or(|ino| !keep.contains(&ino)) {
+                std::fs::remove_file(entry.path()).map_err(named(&entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, ino: u64) -> PathBuf {
+        self.directory.join(ino.to_string())
     }
 }
 
-/// The content of a dirty file: bytes written here laid over the object it is based on.
-#[derive(Debug)]
-pub(crate) struct StagedContent {
-    file: Arc<File>,
+fn named(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
+    |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn checksum_of(file: &File, chunk: &Chunk) -> io::Result<u32> {
+    const STEP: u64 = 1 << 20;
+    let mut buffer = vec![0; in_memory(chunk.len.min(STEP))];
+    let (mut checksum, mut at) = (0, chunk.place);
+    let end = chunk.place + chunk.len;
+    while at < end {
+        let step = &mut buffer[..in_memory((end - at).min(STEP))];
+        file.read_exact_at(step, at)?;
+        checksum = crc32c::crc32c_append(checksum, step);
+        at += step.len() as u64;
+    }
+    Ok(checksum)
+}
+
+fn in_memory(len: u64) -> usize {
+    usize::try_from(len).expect("usize has 64 bits")
+}
+
+/// Where the bytes of a dirty file are. No I/O.
+#[derive(Debug, Clone)]
+pub(crate) struct ContentMap {
     extents: ExtentMap,
     /// Bytes of the object that are still the file's; what lies beyond and is not dirty is zeros.
     base_len: u64,
@@ -49,20 +135,29 @@ pub(crate) struct StagedContent {
     lowest_size: u64,
 }
 
-impl StagedContent {
-    /// Takes bytes written at `offset`.
-    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let range = offset..offset + data.len() as u64;
-        let pieces = self.extents.place(&range);
-        let mut rest = data;
-        for piece in &pieces {
-            let (bytes, after) = rest
-                .split_at(usize::try_from(piece.len).expect("a piece is no longer than the data"));
-            self.file.write_all_at(bytes, piece.place)?;
-            rest = after;
+/// A [`ContentMap`] as it was when an upload began.
+#[derive(Debug, Clone)]
+pub(crate) struct FrozenMap {
+    extents: ExtentMap,
+    base_len: u64,
+}
+
+impl ContentMap {
+    /// Nothing is dirty, and the first `base_len` bytes are the object's.
+    pub(crate) fn new(base_len: u64) -> Self {
+        Self {
+            extents: ExtentMap::default(),
+            base_len,
+            lowest_size: u64::MAX,
         }
-        self.extents.record(&range, &pieces);
-        Ok(())
+    }
+
+    /// The bytes of these extents are in the staging file, and dirty.
+    pub(crate) fn record(&mut self, extents: &[Extent]) {
+        if let (Some(first), Some(last)) = (extents.first(), extents.last()) {
+            self.extents
+                .record(&(first.offset..last.range().end), extents);
+        }
     }
 
     /// Cuts the content off at `size`, or lets zeros follow up to it.
@@ -72,14 +167,90 @@ impl StagedContent {
         self.lowest_size = self.lowest_size.min(size);
     }
 
+    /// What an upload reads: it stays as it is until [`ContentMap::uploaded`] or [`ContentMap::thaw`].
+    pub(crate) fn freeze(&mut self) -> FrozenMap {
+        self.lowest_size = u64::MAX;
+        FrozenMap {
+            extents: self.extents.freeze(),
+            base_len: self.base_len,
+        }
+    }
+
+    /// The upload of `frozen` made an object of `size` bytes: what was written since lies over that.
+    pub(crate) fn uploaded(&mut self, frozen: &FrozenMap, size: u64) {
+        self.extents.forget_uploaded(&frozen.extents);
+        self.base_len = size.min(self.lowest_size);
+    }
+
+    /// No upload reads it any more.
+    pub(crate) fn thaw(&mut self) {
+        self.extents.thaw();
+    }
+
+    /// Bytes of the object that are still the file's.
+    pub(crate) fn base_len(&self) -> u64 {
+        self.base_len
+    }
+
+    /// The smallest size since the last freeze, if the file was cut off since.
+    pub(crate) fn lowest_size(&self) -> Option<u64> {
+        (self.lowest_size < u64::MAX).then_some(self.lowest_size)
+    }
+
+    /// The dirty extents, in order.
+    pub(crate) fn extents(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.iter()
+    }
+}
+
+/// The content of a dirty file: bytes written here laid over the object it is based on.
+#[derive(Debug)]
+pub(crate) struct StagedContent {
+    file: Arc<File>,
+    map: ContentMap,
+}
+
+impl StagedContent {
+    /// Brings bytes written at `offset` into the staging file. They are the content's once
+    /// [`StagedContent::record`] is told of the extents.
+    pub(crate) fn stage(&self, offset: u64, data: &[u8]) -> io::Result<Vec<Extent>> {
+        let mut extents = self
+            .map
+            .extents
+            .place(&(offset..offset + data.len() as u64));
+        let mut rest = data;
+        for extent in &mut extents {
+            let (bytes, after) = rest.split_at(in_memory(extent.len));
+            self.file.write_all_at(bytes, extent.place)?;
+            extent.seal(bytes);
+            rest = after;
+        }
+        Ok(extents)
+    }
+
+    /// The staged bytes of these extents are the content's from now on.
+    pub(crate) fn record(&mut self, extents: &[Extent]) {
+        self.map.record(extents);
+    }
+
+    /// Cuts the content off at `size`, or lets zeros follow up to it.
+    pub(crate) fn resize(&mut self, size: u64) {
+        self.map.resize(size);
+    }
+
+    /// Where its bytes are.
+    pub(crate) fn map(&self) -> &ContentMap {
+        &self.map
+    }
+
     /// Bytes that are not in the bucket.
     pub(crate) fn dirty_bytes(&self) -> u64 {
-        self.extents.dirty_bytes()
+        self.map.extents.dirty_bytes()
     }
 
     /// Where the bytes of `range` are.
     pub(crate) fn sources(&self, range: Range<u64>) -> Vec<(Range<u64>, ContentSource)> {
-        content_sources(&self.extents, self.base_len, range)
+        content_sources(&self.map.extents, self.map.base_len, range)
     }
 
     /// Fills `buffer` from the staging file.
@@ -90,23 +261,26 @@ impl StagedContent {
     /// What an upload reads: it stays as it is until [`StagedContent::uploaded`] or
     /// [`StagedContent::abandoned`].
     pub(crate) fn freeze(&mut self) -> FrozenContent {
-        self.lowest_size = u64::MAX;
         FrozenContent {
             file: Arc::clone(&self.file),
-            extents: self.extents.freeze(),
-            base_len: self.base_len,
+            map: self.map.freeze(),
         }
     }
 
     /// The upload of `frozen` made an object of `size` bytes: what was written since lies over that.
     pub(crate) fn uploaded(&mut self, frozen: &FrozenContent, size: u64) {
-        self.extents.forget_uploaded(&frozen.extents);
-        self.base_len = size.min(self.lowest_size);
+        self.map.uploaded(&frozen.map, size);
     }
 
     /// The upload came to nothing.
     pub(crate) fn abandoned(&mut self) {
-        self.extents.thaw();
+        self.map.thaw();
+    }
+
+    /// What is there now is not written over any more; returns the file, to be synced.
+    pub(crate) fn keep(&mut self) -> Arc<File> {
+        self.map.extents.freeze();
+        Arc::clone(&self.file)
     }
 }
 
@@ -114,27 +288,23 @@ impl StagedContent {
 #[derive(Debug, Clone)]
 pub(crate) struct FrozenContent {
     file: Arc<File>,
-    extents: ExtentMap,
-    base_len: u64,
+    map: FrozenMap,
 }
 
 impl FrozenContent {
     /// Where the bytes of `range` are.
     pub(crate) fn sources(&self, range: Range<u64>) -> Vec<(Range<u64>, ContentSource)> {
-        content_sources(&self.extents, self.base_len, range)
+        content_sources(&self.map.extents, self.map.base_len, range)
     }
 
     /// The ranges written here, in order.
     pub(crate) fn dirty(&self) -> Vec<Range<u64>> {
-        self.extents
-            .iter()
-            .map(super::extents::Extent::range)
-            .collect()
+        self.map.extents.iter().map(Extent::range).collect()
     }
 
     /// Bytes of the object that are still the file's.
     pub(crate) fn base_len(&self) -> u64 {
-        self.base_len
+        self.map.base_len
     }
 
     /// The staging file.
@@ -185,9 +355,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let content = Staging::open(dir.path().join("staging"))
             .unwrap()
-            .create(base_len)
+            .create(7, base_len)
             .unwrap();
         (dir, content)
+    }
+
+    fn write(content: &mut StagedContent, offset: u64, bytes: &[u8]) {
+        let extents = content.stage(offset, bytes).unwrap();
+        content.record(&extents);
     }
 
     #[test]
@@ -204,7 +379,7 @@ mod tests {
     #[test]
     fn bytes_cut_off_while_an_upload_runs_do_not_come_back_with_it() {
         let (_dir, mut content) = staged(0);
-        content.write(0, &[1; 100]).unwrap();
+        write(&mut content, 0, &[1; 100]);
         let frozen = content.freeze();
         content.resize(40);
         content.resize(100);
@@ -221,9 +396,9 @@ mod tests {
     #[test]
     fn bytes_written_while_an_upload_runs_are_still_dirty_after_it() {
         let (_dir, mut content) = staged(0);
-        content.write(0, &[1; 10]).unwrap();
+        write(&mut content, 0, &[1; 10]);
         let frozen = content.freeze();
-        content.write(5, &[2; 10]).unwrap();
+        write(&mut content, 5, &[2; 10]);
         content.uploaded(&frozen, 10);
         assert_eq!(content.dirty_bytes(), 10);
         let [
@@ -236,5 +411,27 @@ mod tests {
         let mut bytes = [0; 10];
         content.read_at(&mut bytes, place).unwrap();
         assert_eq!((range.clone(), bytes), (5..15, [2; 10]));
+    }
+
+    #[test]
+    fn after_a_crash_of_the_host_bytes_that_are_not_what_was_written_are_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::open(dir.path().to_path_buf()).unwrap();
+        let mut content = staging.create(7, 30).unwrap();
+        write(&mut content, 0, &[1; 10]);
+        write(&mut content, 20, &[2; 10]);
+        let map = content.map().clone();
+        // The second write never reached the disk.
+        content.file.set_len(10).unwrap();
+        content.file.set_len(20).unwrap();
+        let (content, lost) = staging.reopen(7, map, true).unwrap();
+        assert_eq!(lost, [20..30]);
+        assert_eq!(
+            content.sources(0..30),
+            [
+                (0..10, ContentSource::Staged(0)),
+                (10..30, ContentSource::Base)
+            ]
+        );
     }
 }

@@ -8,14 +8,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::attr::Attr;
 use super::error::FsError;
 use super::inode::{Inode, Linked, Remote};
 use super::name::Name;
 use crate::config::options::Ownership;
-use crate::store::{FileKind, Key};
+use crate::store::{Attributes, FileKind, Key};
 
 mod hidden;
 mod observe;
@@ -245,7 +245,7 @@ impl Tree {
             .removed
             .get(name)
             .is_some_and(|tombstone| believed(tombstone.since));
-        if is_removed || self.is_hidden(parent, name) || parent == ROOT && name == RESERVED {
+        if is_removed || self.is_hidden(parent, name, true) || parent == ROOT && name == RESERVED {
             return Known::Absent;
         }
         match directory.listed {
@@ -307,6 +307,51 @@ impl Tree {
             // We made it: it is empty.
             directory.listed = Some(now);
         }
+        inode
+    }
+
+    /// No number up to `ino` is given to anything new.
+    pub(crate) fn reserve_inos(&mut self, ino: Option<u64>) {
+        self.next_ino = self.next_ino.max(ino.unwrap_or(0) + 1);
+    }
+
+    /// An inode that an earlier process knew, under the name it had. What the store has there was not asked.
+    pub(crate) fn restore(
+        &mut self,
+        ino: u64,
+        parent: u64,
+        name: &Arc<str>,
+        is_directory: bool,
+        now: Duration,
+    ) {
+        let kind = if is_directory {
+            FileKind::Directory
+        } else {
+            FileKind::File
+        };
+        let attr = Attr::of_object(
+            kind,
+            0,
+            SystemTime::UNIX_EPOCH,
+            &Attributes::default(),
+            &self.ownership,
+        );
+        let inode = Arc::new(Inode::new(ino, attr, false, None));
+        self.link(parent, name, &inode, is_directory, now);
+        self.distrust(ino);
+    }
+
+    /// An inode without a name, of an object that is still there.
+    pub(crate) fn nameless(&mut self, remote: Remote) -> Arc<Inode> {
+        let attr = Attr::of_object(
+            FileKind::File,
+            remote.size,
+            SystemTime::UNIX_EPOCH,
+            &Attributes::default(),
+            &self.ownership,
+        );
+        let inode = self.new_inode(attr, true, Some(remote));
+        inode.state.lock().linked = Linked::No;
         inode
     }
 
@@ -569,8 +614,6 @@ impl Tree {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
     use crate::fs::attr::Caller;
     use crate::fs::cache::BlockCache;

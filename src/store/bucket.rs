@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use self::write_id::WriteId;
+pub use self::write_id::WriteId;
 use super::counts::{Counters, RequestCounts, Verb};
 use super::local::LocalStore;
 use super::retry::RetryPolicy;
@@ -151,8 +151,16 @@ impl Bucket {
 
     /// Size, version and metadata of an object, if there is one.
     pub async fn head(&self, key: &Key) -> Result<Option<Object>, StoreError> {
+        Ok(self.head_written(key).await?.map(|(object, _)| object))
+    }
+
+    /// Like [`Bucket::head`], with the mark of the write that made the object.
+    pub async fn head_written(
+        &self,
+        key: &Key,
+    ) -> Result<Option<(Object, Option<WriteId>)>, StoreError> {
         match self.head_marked(&self.key(key)).await {
-            Ok((object, _)) => Ok(Some(object)),
+            Ok(found) => Ok(Some(found)),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.strip_error(error)),
         }

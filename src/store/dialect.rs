@@ -4,6 +4,8 @@ mod parse;
 
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use self::parse::{device, id, mode, time};
 use super::Metadata;
 
@@ -29,7 +31,7 @@ pub struct Attributes {
 }
 
 /// The types of file a directory can hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum FileKind {
     /// Regular file.
     File,

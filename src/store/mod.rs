@@ -14,7 +14,7 @@ mod object;
 mod retry;
 mod s3;
 
-pub use bucket::Bucket;
+pub use bucket::{Bucket, WriteId};
 pub use counts::RequestCounts;
 pub use dialect::{Attributes, FileKind};
 pub use error::StoreError;

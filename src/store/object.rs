@@ -6,11 +6,12 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 
 use super::{Key, StoreError};
 
 /// The ETag of an object as the store spells it, quotes included. Equal versions have equal bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ObjectVersion(pub Arc<str>);
 
 /// Bytes as they arrive.
@@ -30,7 +31,7 @@ pub struct Object {
 }
 
 /// What travels beside an object's bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
     /// User metadata; keys in lower case, without `x-amz-meta-`.
     pub user: BTreeMap<String, String>,

@@ -206,7 +206,7 @@ impl Held {
             if shared.leases == 0
                 && let Some(last) = open.take()
             {
-                last.filesystem.close().await;
+                last.filesystem.close();
             }
         }
         drop(open);

@@ -101,6 +101,16 @@ fn every_key_and_alias_lands_where_it_belongs() {
         ("fsync_timeout", "500ms", |o| {
             o.fsync_timeout == Duration::from_millis(500)
         }),
+        ("durability", "local", |o| {
+            o.write.durability == Durability::Local
+        }),
+        ("upload_delay", "0", |o| o.write.upload_delay.is_zero()),
+        ("max_dirty_age", "5m", |o| {
+            o.write.max_dirty_age == Duration::from_secs(300)
+        }),
+        ("conflicts", "overwrite", |o| {
+            o.write.conflicts == Conflicts::Overwrite
+        }),
         ("part_size", "16MiB", |o| o.transfer.part_size == 16 << 20),
         ("concurrency", "1", |o| o.transfer.concurrency == 1),
         ("check", "no", |o| !o.check),
@@ -262,6 +272,11 @@ fn a_bad_value_names_key_value_and_what_is_accepted() {
         ("metadata_ttl", "soon", "a time span"),
         ("fsync_timeout", "0", "from 100ms to 1day"),
         ("fsync_timeout", "2days", "from 100ms to 1day"),
+        ("durability", "none", "close, fsync or local"),
+        ("upload_delay", "2days", "up to 1day"),
+        ("upload_delay", "1m", "contradict each other"),
+        ("max_dirty_age", "99ms", "contradict each other"),
+        ("conflicts", "last", "keep-both, fail or overwrite"),
         (
             "part_size",
             "4MiB",
@@ -517,6 +532,10 @@ fn canonical_pairs_hold_no_secret_and_give_the_same_options_again() {
             ("url", "file:///x"),
             ("metadata_ttl", "1500ms"),
             ("fsync_timeout", "5"),
+            ("durability", "close"),
+            ("upload_delay", "1m"),
+            ("max_dirty_age", "1h"),
+            ("conflicts", "fail"),
             ("part_size", "5000001k"),
         ],
         &[

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use crate::fs::attr::{Attr, SetAttr};
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Inode, InodeState, Linked, Unsent};
+use crate::fs::inode::{Inode, InodeState, Unsent};
+use crate::fs::journal::record::Record;
 use crate::fs::tree::Tree;
 use crate::fs::upload::plan::SIZE_MAX;
 use crate::fs::upload::schedule::Footprint;
@@ -23,8 +24,8 @@ impl FileSystem {
         Ok((attr, self.kernel_ttl()))
     }
 
-    /// Changes attributes or the size. What is not open for writing is in the bucket when this returns; a
-    /// file that is goes there with its content. A change to the same value sends nothing.
+    /// Changes attributes or the size. A directory's are in the bucket when this returns; a file's go there with
+    /// its content. A change to the same value sends nothing.
     pub async fn setattr(
         self: &Arc<Self>,
         ino: u64,
@@ -40,7 +41,7 @@ impl FileSystem {
         match (kind, change.size) {
             (FileKind::Directory, Some(_)) => return Err(FsError::IsDirectory),
             (FileKind::Directory, None) => self.set_directory_attr(&inode, &change).await?,
-            (FileKind::File, _) | (_, None) => self.set_file_attr(&inode, &change).await?,
+            (FileKind::File, _) | (_, None) => self.set_file_attr(&inode, &change)?,
             (_, Some(_)) => return Err(FsError::Invalid("only a regular file has a size to set")),
         }
         let attr = inode.state.lock().attr;
@@ -61,19 +62,20 @@ impl FileSystem {
         }
     }
 
-    async fn set_file_attr(
-        self: &Arc<Self>,
-        inode: &Arc<Inode>,
-        change: &SetAttr,
-    ) -> Result<(), FsError> {
-        let (before, send, count) = {
+    fn set_file_attr(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result<(), FsError> {
+        let is_open = {
+            let tree = self.tree.lock();
+            self.place_in_journal(&tree, inode.ino)?;
             let mut state = inode.state.lock();
+            drop(tree);
             let before = state.attr;
             if let Some(size) = change.size {
-                self.resize(&mut state, size)?;
+                self.resize(inode.ino, &mut state, size)?;
             }
             let now = self.settings.clock.wall();
             if let Some(attr) = state.attr.changed_by(change, now) {
+                let ino = inode.ino;
+                self.record(ino, &mut state, &Record::Attributes { ino, attr })?;
                 state.attr = attr;
                 state.changed(Unsent {
                     content: false,
@@ -83,36 +85,31 @@ impl FileSystem {
             if state.attr == before {
                 return Ok(());
             }
-            // A file that is being written takes its attributes along when its content goes.
-            let being_written = state.opens > 0 && (state.unsent.content || state.remote.is_none());
-            (
-                before,
-                !being_written && state.linked == Linked::Yes,
-                state.change,
-            )
+            state.opens > 0
         };
-        if !send {
-            return Ok(());
+        if is_open {
+            self.changed(inode.ino);
+        } else {
+            self.complete(inode.ino);
         }
-        let sent = self.upload_in_time(inode).await;
-        if sent.is_err() {
-            let mut state = inode.state.lock();
-            // A refused chmod did not happen. A truncation has: its bytes are gone from the staging file.
-            if state.change == count && !state.unsent.content {
-                state.attr = before;
-                state.unsent.attributes = false;
-            }
-        }
-        sent
+        Ok(())
     }
 
     /// Sets a file's size: what is beyond it is cut off, what is missing is zeros.
-    pub(crate) fn resize(&self, state: &mut InodeState, size: u64) -> Result<(), FsError> {
+    pub(crate) fn resize(
+        &self,
+        ino: u64,
+        state: &mut InodeState,
+        size: u64,
+    ) -> Result<(), FsError> {
         if state.attr.size == size {
             return Ok(());
         }
-        self.staged(state)?.resize(size);
-        state.content_changed(size, self.settings.clock.wall());
+        self.staged(ino, state)?;
+        let time = self.settings.clock.wall();
+        self.record(ino, state, &Record::Resized { ino, size, time })?;
+        self.staged(ino, state)?.resize(size);
+        state.content_changed(size, time);
         Ok(())
     }
 

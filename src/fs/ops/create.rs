@@ -1,6 +1,7 @@
 //! Making things: create, mknod, mkdir, symlink.
 
 use std::ffi::OsStr;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use crate::fs::attr::{Attr, Caller};
 use crate::fs::error::FsError;
 use crate::fs::filesystem::{Entry, FileSystem};
 use crate::fs::inode::{Inode, Unsent};
+use crate::fs::journal::record::Record;
 use crate::fs::tree::{Known, Tree};
 use crate::fs::upload::schedule::Footprint;
 use crate::store::{FileKind, Key, Precondition, StoreError};
@@ -159,17 +161,29 @@ impl FileSystem {
             Known::Absent | Known::Unknown => {}
         }
         tree.check_parent(parent)?;
-        if tree.is_hidden_directory(parent, name) {
+        if tree.is_hidden(parent, name, true) {
             return Err(FsError::IsDirectory);
         }
         let inode = tree.insert(parent, name, attr, None, now);
-        inode.state.lock().changed(Unsent {
+        if let Err(error) = self.record_new(&tree, &inode) {
+            tree.remove(parent, name, now);
+            return Err(error.into());
+        }
+        drop(tree);
+        self.changed(inode.ino);
+        self.touch_directory(parent);
+        Ok(inode)
+    }
+
+    fn record_new(&self, tree: &Tree, inode: &Inode) -> io::Result<()> {
+        self.place_in_journal(tree, inode.ino)?;
+        let mut state = inode.state.lock();
+        state.changed(Unsent {
             content: true,
             attributes: true,
         });
-        drop(tree);
-        self.touch_directory(parent);
-        Ok(inode)
+        let (ino, attr) = (inode.ino, state.attr);
+        self.record(ino, &mut state, &Record::Attributes { ino, attr })
     }
 
     fn new_attr(

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -12,6 +13,7 @@ use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::FileHandle;
 use crate::fs::inode::{Inode, InodeState, Linked};
+use crate::fs::journal::record::Record;
 use crate::fs::readahead::Readahead;
 use crate::fs::staging::{ContentSource, StagedContent};
 use crate::fs::tree::Tree;
@@ -59,21 +61,30 @@ impl FileSystem {
         truncate: bool,
     ) -> Result<u64, FsError> {
         {
+            let tree = self.tree.lock();
+            if writable || truncate {
+                self.place_in_journal(&tree, inode.ino)?;
+            }
             let mut state = inode.state.lock();
+            drop(tree);
             match (state.attr.kind, state.linked) {
                 (FileKind::Directory, _) => return Err(FsError::IsDirectory),
                 (_, Linked::Going) => return Err(FsError::Stale),
                 _ => {}
             }
             if truncate {
-                self.resize(&mut state, 0)?;
+                self.resize(inode.ino, &mut state, 0)?;
             }
             state.opens += 1;
+        }
+        if truncate {
+            self.changed(inode.ino);
         }
         Ok(self.handles.add_file(FileHandle {
             inode: Arc::clone(inode),
             writable,
             readahead: Mutex::new(Readahead::default()),
+            reported: AtomicU32::new(0),
         }))
     }
 
@@ -170,16 +181,46 @@ impl FileSystem {
         if data.is_empty() {
             return Ok(());
         }
+        let ino = handle.inode.ino;
         let mut state = handle.inode.state.lock();
-        self.staged(&mut state)?.write(offset, data)?;
+        let extents = self.staged(ino, &mut state)?.stage(offset, data)?;
         let size = state.attr.size.max(end);
-        state.content_changed(size, self.settings.clock.wall());
+        let time = self.settings.clock.wall();
+        let written = Record::Written {
+            ino,
+            extents,
+            size,
+            time,
+        };
+        self.record(ino, &mut state, &written)?;
+        if let (Some(staged), Record::Written { extents, .. }) = (&mut state.staged, &written) {
+            staged.record(extents);
+        }
+        let is_news = !state.unsent.content || state.sending;
+        state.content_changed(size, time);
+        drop(state);
+        if is_news {
+            self.changed(ino);
+        }
         Ok(())
+    }
+
+    /// An inode was changed and sets out for the bucket when it is old.
+    pub(crate) fn changed(&self, ino: u64) {
+        let now = self.now();
+        self.uploader.tell(|queue| queue.changed(ino, now));
+    }
+
+    /// A changed inode is complete for now, and sets out soon.
+    pub(crate) fn complete(&self, ino: u64) {
+        let now = self.now();
+        self.uploader.tell(|queue| queue.closed(ino, now));
     }
 
     /// The content as this host changes it, from now on at the latest.
     pub(crate) fn staged<'a>(
         &self,
+        ino: u64,
         state: &'a mut InodeState,
     ) -> Result<&'a mut StagedContent, FsError> {
         if state.attr.kind != FileKind::File {
@@ -189,7 +230,7 @@ impl FileSystem {
             Some(staged) => staged,
             None => self
                 .staging
-                .create(state.remote.as_ref().map_or(0, |remote| remote.size))?,
+                .create(ino, state.remote.as_ref().map_or(0, |remote| remote.size))?,
         };
         Ok(state.staged.insert(staged))
     }
@@ -200,31 +241,42 @@ impl FileSystem {
             return;
         };
         let inode = &handle.inode;
+        if handle.writable && inode.state.lock().unsent.any() {
+            self.complete(inode.ino);
+        }
         let is_last = {
             let mut state = inode.state.lock();
             state.opens = state.opens.saturating_sub(1);
+            if state.opens == 0 && state.linked == Linked::No {
+                self.staging.remove(inode.ino);
+            }
             state.opens == 0
         };
         if !is_last {
             return;
         }
         self.tree.lock().closed(inode.ino);
-        self.delete_orphan(inode).await;
+        if let Err(error) = self.delete_orphan(inode).await {
+            self.note_error("delete at the last close", &error);
+            let now = self.now();
+            self.uploader.tell(|queue| queue.urgent(inode.ino, now));
+        }
     }
 
     /// Deletes the object of an inode that has neither a name nor a user any more.
-    pub(crate) async fn delete_orphan(&self, inode: &Inode) {
+    pub(crate) async fn delete_orphan(&self, inode: &Inode) -> Result<(), FsError> {
         let spell = |tree: &Tree| tree.orphan_key(inode.ino).ok_or(FsError::NoEntry);
         let turn = self.turn_at(spell, |key| Footprint::key(key.clone())).await;
         // Somebody who needed the key may have seen to it.
-        let Ok((_turn, key)) = turn else { return };
+        let Ok((_turn, key)) = turn else {
+            return Ok(());
+        };
         let remote = inode.state.lock().remote.clone();
-        if let Some(remote) = remote
-            && let Err(error) = self.delete_version(&key, &remote.version).await
-        {
-            self.note_error(&format!("delete of {key:?}"), &error);
+        if let Some(remote) = remote {
+            self.delete_version(&key, &remote.version).await?;
         }
-        self.tree.lock().remove_orphan(&key, inode.ino, self.now());
+        self.forget_doomed(&key, inode.ino);
+        Ok(())
     }
 
     /// The target of a symbolic link.

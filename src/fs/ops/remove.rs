@@ -42,9 +42,10 @@ impl FileSystem {
                 occupant => {
                     drop(state);
                     tree.remove(parent, &name, self.now());
+                    self.settle(inode.ino, &mut inode.state.lock());
                     if occupant.is_some() {
                         // The last close deletes it.
-                        tree.add_orphan(key.clone(), Arc::clone(&inode));
+                        self.doom(&mut tree, key.clone(), &inode);
                     }
                     None
                 }
@@ -54,7 +55,9 @@ impl FileSystem {
             if let Err(error) = self.bucket.delete(&key, version).await {
                 return Err(self.conflict_of(error.into(), &inode));
             }
-            self.tree.lock().remove(parent, &name, self.now());
+            let mut tree = self.tree.lock();
+            tree.remove(parent, &name, self.now());
+            self.settle(inode.ino, &mut inode.state.lock());
         }
         self.touch_directory(parent);
         Ok(())

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::io;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -130,8 +131,7 @@ impl FileSystem {
                 deleted.map_err(|error| self.conflict_of(error.into(), inode))?;
             }
             let mut tree = self.tree.lock();
-            inode.state.lock().overwrites = overwritten;
-            tree.rename(inode.ino, target.parent, &target.name, self.now());
+            self.commit_rename(&mut tree, inode, None, overwritten, target)?;
             return Ok(());
         };
 
@@ -160,9 +160,32 @@ impl FileSystem {
             modified: None,
             ..remote
         };
-        inode.state.lock().remote = Some(moved);
-        tree.rename(inode.ino, target.parent, &target.name, self.now());
+        self.commit_rename(&mut tree, inode, Some(moved), None, target)?;
         Ok(())
+    }
+
+    /// A file has its new name, here and in the journal.
+    fn commit_rename(
+        &self,
+        tree: &mut Tree,
+        inode: &Inode,
+        remote: Option<Remote>,
+        overwrites: Option<ObjectVersion>,
+        target: &End,
+    ) -> io::Result<()> {
+        let replaced = tree
+            .child(target.parent, &target.name)
+            .and_then(|ino| tree.inode(ino));
+        tree.rename(inode.ino, target.parent, &target.name, self.now());
+        if let Some(replaced) = replaced {
+            self.settle(replaced.ino, &mut replaced.state.lock());
+        }
+        let mut state = inode.state.lock();
+        state.remote = remote;
+        state.overwrites = overwrites;
+        self.record_base(inode.ino, &mut state)?;
+        drop(state);
+        self.moved_in_journal(tree, inode.ino)
     }
 
     async fn rename_directory(
@@ -205,7 +228,7 @@ impl FileSystem {
         let originals: Vec<Key> = objects.iter().map(|object| object.from.clone()).collect();
         // The copies are there: the rename has happened, whatever becomes of the old objects.
         self.delete_all(&originals, "originals of a rename").await;
-        self.commit_directory_rename(inode, target, &from, &to, &versions);
+        self.commit_directory_rename(inode, target, &from, &to, &versions)?;
         Ok(())
     }
 
@@ -228,7 +251,7 @@ impl FileSystem {
         from: &Key,
         to: &Key,
         versions: &HashMap<Key, ObjectVersion>,
-    ) {
+    ) -> io::Result<()> {
         let now = self.now();
         let mut tree = self.tree.lock();
         let mut moved = tree.below(inode.ino);
@@ -253,12 +276,15 @@ impl FileSystem {
             tree.touch(inode.ino, now);
             // What a file that is not uploaded yet is to overwrite has moved as well.
             let key = tree.key_of(inode.ino);
-            if let Some(overwrites) = &mut inode.state.lock().overwrites
+            let mut state = inode.state.lock();
+            if let Some(overwrites) = &mut state.overwrites
                 && let Some(version) = key.and_then(|key| versions.get(&key))
             {
                 overwrites.clone_from(version);
             }
+            self.record_base(inode.ino, &mut state)?;
         }
+        self.moved_in_journal(&tree, inode.ino)
     }
 
     async fn objects_below(&self, from: &Key, to: &Key) -> Result<Vec<Moved>, FsError> {

@@ -5,28 +5,56 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 
+use crate::config::options::Durability;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Inode, Linked};
+use crate::fs::staging::StagedContent;
 use crate::fs::upload::worker::Progress;
 
 /// Files that a drain uploads at once; each may have several parts in flight.
 const DRAIN_FILES: usize = 16;
 
 impl FileSystem {
-    /// A file description is being closed: the bucket has what was written, or the close says why not.
+    /// A file description is being closed. With `durability=close` the bucket has what was written, or the
+    /// close says why not; else it says why an earlier upload failed, if nobody was told.
     pub async fn flush(self: &Arc<Self>, fh: u64) -> Result<(), FsError> {
         let handle = self.handles.file(fh)?;
         if !handle.writable {
             return Ok(());
         }
-        self.upload_in_time(&handle.inode).await
+        if self.settings.write.durability == Durability::Close {
+            return self.upload_in_time(&handle.inode).await;
+        }
+        handle.take_failure().map_or(Ok(()), Err)
     }
 
-    /// The bucket has what was written before, or the fsync says why not.
+    /// The bucket has what was written before, or the fsync says why not. With `durability=local` it is this
+    /// host's disk that has it.
     pub async fn fsync(self: &Arc<Self>, fh: u64) -> Result<(), FsError> {
         let handle = self.handles.file(fh)?;
-        self.upload_in_time(&handle.inode).await
+        if self.settings.write.durability == Durability::Local {
+            self.sync_to_disk(&handle.inode).await?;
+            return handle.take_failure().map_or(Ok(()), Err);
+        }
+        let synced = self.upload_in_time(&handle.inode).await;
+        // It is reported by this very call.
+        handle.take_failure();
+        synced
+    }
+
+    /// What was written survives a crash of the host.
+    async fn sync_to_disk(&self, inode: &Inode) -> Result<(), FsError> {
+        let file = {
+            let mut state = inode.state.lock();
+            state.staged.as_mut().map(StagedContent::keep)
+        };
+        if let Some(file) = file {
+            tokio::task::spawn_blocking(move || file.sync_data())
+                .await
+                .map_err(std::io::Error::other)??;
+        }
+        Ok(self.journal.sync().await?)
     }
 
     /// What names were added to or taken from the directory is in the bucket already; the files among its
@@ -43,20 +71,23 @@ impl FileSystem {
 
     /// Brings all that is not in the bucket there, for at most `limit`.
     pub async fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), FsError> {
-        let dirty: Vec<Arc<Inode>> = self
-            .tree
-            .lock()
-            .inodes()
-            .filter(|inode| {
+        let dirty: Vec<Arc<Inode>> = {
+            let tree = self.tree.lock();
+            let changed = tree.inodes().filter(|inode| {
                 let state = inode.state.lock();
                 state.unsent.any() && state.linked == Linked::Yes
-            })
-            .map(Arc::clone)
-            .collect();
+            });
+            let doomed = tree.orphans().filter(|inode| inode.state.lock().opens == 0);
+            changed.chain(doomed).map(Arc::clone).collect()
+        };
         let uploads = stream::iter(dirty)
             .map(|inode| {
                 let fs = Arc::clone(self);
-                async move { fs.upload_detached(inode, Arc::default()).await }
+                // A task of its own: an upload outlives whoever waits for it.
+                async move {
+                    let task = tokio::spawn(async move { fs.bring(&inode).await });
+                    task.await.unwrap_or(Err(FsError::Stale))
+                }
             })
             .buffer_unordered(DRAIN_FILES)
             .fold(Ok(()), |first, result| async move { first.and(result) });
@@ -88,10 +119,7 @@ impl FileSystem {
             }
         };
         if let Err(error) = &result {
-            let key = self
-                .key_of(inode.ino)
-                .unwrap_or_else(|_| crate::store::Key::root());
-            self.note_error(&format!("upload of {:?}", key.as_str()), error);
+            self.note_upload_error(inode, error);
         }
         result
     }

@@ -39,17 +39,8 @@ impl Tree {
         }
     }
 
-    /// Whether the object that a name spells is hidden, as a file's or as a directory's.
-    pub(super) fn is_hidden(&self, parent: u64, name: &str) -> bool {
-        self.is_hidden_directory(parent, name) || self.is_hidden_as(parent, name, false)
-    }
-
-    /// Whether a directory is about to take the name.
-    pub(crate) fn is_hidden_directory(&self, parent: u64, name: &str) -> bool {
-        self.is_hidden_as(parent, name, true)
-    }
-
-    fn is_hidden_as(&self, parent: u64, name: &str, is_directory: bool) -> bool {
+    /// Whether what a name stands for in the bucket, as a file or as a directory, is hidden.
+    pub(crate) fn is_hidden(&self, parent: u64, name: &str, is_directory: bool) -> bool {
         !self.hidden.is_empty()
             && self
                 .child_key(parent, name, is_directory)
@@ -69,6 +60,20 @@ impl Tree {
             .filter(|(k, _)| *k == key || (key.is_dir() && k.as_str().starts_with(key.as_str())))
             .flat_map(|(key, inodes)| inodes.iter().map(|inode| (key.clone(), Arc::clone(inode))))
             .collect()
+    }
+
+    /// The inode of this number, though it may have lost its name.
+    pub(crate) fn inode_to_send(&self, ino: u64) -> Option<Arc<Inode>> {
+        self.inode(ino).or_else(|| {
+            self.orphans()
+                .find(|inode| inode.ino == ino)
+                .map(Arc::clone)
+        })
+    }
+
+    /// All inodes without a name whose objects are still there.
+    pub(crate) fn orphans(&self) -> impl Iterator<Item = &Arc<Inode>> {
+        self.orphans.values().flatten()
     }
 
     /// The key that the object of an open inode without a name is at.

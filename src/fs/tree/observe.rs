@@ -86,7 +86,7 @@ impl Tree {
             // Another object by the same name is another inode; whoever has the old one open keeps it.
             self.unlink_node(ino);
         }
-        if self.is_hidden(parent, name) {
+        if self.is_hidden(parent, name, !matches!(observed, Observed::Object(_))) {
             return None;
         }
         let inode = self.new_observed(&key, observed, cache);

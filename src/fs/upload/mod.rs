@@ -2,8 +2,12 @@
 //!
 //! - `plan` (pure): which requests make the object equal to the file.
 //! - `schedule` (pure): what has to wait for what.
+//! - `queue` (pure): when a change sets out.
+//! - `uploader`: the task that sends what nobody waits for.
 //! - `worker`: does it.
 
 pub(crate) mod plan;
+pub(crate) mod queue;
 pub(crate) mod schedule;
+pub(crate) mod uploader;
 pub(crate) mod worker;

@@ -12,13 +12,16 @@ use uuid::Uuid;
 
 use super::plan::{Part, UploadPlan};
 use super::schedule::Footprint;
+use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode, Remote};
+use crate::fs::journal::record::Record;
 use crate::fs::staging::ContentSource;
 use crate::fs::tree::{RESERVED, Tree};
 use crate::store::{
-    CopyOptions, Key, MetadataDirective, ObjectVersion, PartTag, Precondition, StoreError, UploadId,
+    CopyOptions, Key, MetadataDirective, ObjectVersion, PartTag, Precondition, StoreError,
+    UploadId, WriteId,
 };
 
 /// An open file that loses its object is fetched whole up to this size; a larger one is copied aside.
@@ -42,6 +45,9 @@ impl Progress {
     }
 }
 
+/// How often an upload begins again because it finds its own earlier attempt in the bucket.
+const ADOPTIONS_MAX: u32 = 3;
+
 impl FileSystem {
     /// Brings what was changed about an inode before the call into the bucket.
     pub(crate) async fn upload(
@@ -54,27 +60,108 @@ impl FileSystem {
         let Ok((_turn, key)) = self.turn_at(spell, |key| Footprint::key(key.clone())).await else {
             return Ok(());
         };
-        let Some(frozen) = inode.state.lock().freeze() else {
-            return Ok(());
-        };
-        match self.send(&key, &frozen, progress).await {
-            Ok(remote) => {
-                let mut tree = self.tree.lock();
-                inode.state.lock().uploaded(&frozen, remote);
-                tree.touch(inode.ino, self.now());
-                Ok(())
+        let mut adoptions = 0;
+        loop {
+            let Some((frozen, earlier)) = self.begin_upload(inode)? else {
+                return Ok(());
+            };
+            let error = match self.send_in_order(&key, &frozen, progress).await {
+                Ok(remote) => return self.end_upload(inode, &frozen, remote),
+                Err(error) => error,
+            };
+            {
+                let mut state = inode.state.lock();
+                state.sending = false;
+                state.not_uploaded(&frozen);
             }
-            Err(error) => {
-                inode.state.lock().not_uploaded(&frozen);
-                Err(if error.is_conflict() {
-                    FsError::Conflict {
-                        key: key.as_str().to_owned(),
-                    }
-                } else {
-                    error
-                })
+            if !error.is_conflict() {
+                return Err(error);
+            }
+            adoptions += 1;
+            if adoptions > ADOPTIONS_MAX || !self.adopt(inode, &key, earlier.as_ref()).await? {
+                return Err(FsError::Conflict {
+                    key: key.as_str().to_owned(),
+                });
             }
         }
+    }
+
+    /// Freezes what is to be sent, and writes down that it is. Also returns the mark of the upload before, if
+    /// nobody knows how that one ended.
+    fn begin_upload(&self, inode: &Inode) -> Result<Option<(Frozen, Option<WriteId>)>, FsError> {
+        let mut state = inode.state.lock();
+        let write = WriteId::new();
+        let Some(frozen) = state.freeze(&write) else {
+            return Ok(None);
+        };
+        let ino = inode.ino;
+        let sending = Record::Sending {
+            ino,
+            write: write.clone(),
+        };
+        if let Err(error) = self.record(ino, &mut state, &sending) {
+            state.not_uploaded(&frozen);
+            return Err(error.into());
+        }
+        state.sending = true;
+        Ok(Some((frozen, state.write.replace(write))))
+    }
+
+    fn end_upload(&self, inode: &Inode, frozen: &Frozen, remote: Remote) -> Result<(), FsError> {
+        let mut tree = self.tree.lock();
+        {
+            let mut state = inode.state.lock();
+            let object = durable::sent(&remote);
+            state.sending = false;
+            state.uploaded(frozen, remote);
+            if state.unsent.any() {
+                let ino = inode.ino;
+                let sent = Record::Sent {
+                    ino,
+                    remote: object,
+                };
+                self.record(ino, &mut state, &sent)?;
+            } else {
+                self.settle(inode.ino, &mut state);
+            }
+        }
+        tree.touch(inode.ino, self.now());
+        Ok(())
+    }
+
+    /// Whether what stands at the key is what an earlier upload of ours made, whose answer was lost. The file
+    /// is based on it from then on: it differs from the earlier base only where the file is dirty.
+    async fn adopt(
+        &self,
+        inode: &Inode,
+        key: &Key,
+        earlier: Option<&WriteId>,
+    ) -> Result<bool, FsError> {
+        let Some(earlier) = earlier else {
+            return Ok(false);
+        };
+        let Some((object, Some(write))) = self.bucket.head_written(key).await? else {
+            return Ok(false);
+        };
+        if write != *earlier {
+            return Ok(false);
+        }
+        let mut state = inode.state.lock();
+        state.remote = Some(self.written(key.clone(), object.size, object.version));
+        state.overwrites = None;
+        self.record_base(inode.ino, &mut state)?;
+        Ok(true)
+    }
+
+    /// No request leaves before the journal is on the disk.
+    async fn send_in_order(
+        &self,
+        key: &Key,
+        frozen: &Frozen,
+        progress: &Progress,
+    ) -> Result<Remote, FsError> {
+        self.journal.sync().await?;
+        self.send(key, frozen, progress).await
     }
 
     async fn send(
@@ -84,7 +171,7 @@ impl FileSystem {
         progress: &Progress,
     ) -> Result<Remote, FsError> {
         self.settle_orphans(key).await?;
-        let metadata = frozen.metadata.clone();
+        let metadata = frozen.marked.clone();
         if let (None, Some(base)) = (&frozen.content, &frozen.base) {
             let version = self
                 .bucket
@@ -226,7 +313,7 @@ impl FileSystem {
                 }
                 self.delete_version(&key, &remote.version).await?;
             }
-            self.tree.lock().remove_orphan(&key, inode.ino, self.now());
+            self.forget_doomed(&key, inode.ino);
         }
         Ok(())
     }
@@ -246,7 +333,11 @@ impl FileSystem {
 
     /// Gives an open file bytes that no longer depend on the object it was read from.
     pub(crate) async fn make_independent(&self, inode: &Arc<Inode>) -> Result<(), FsError> {
-        let Some(remote) = inode.state.lock().remote.clone() else {
+        let kept = {
+            let state = inode.state.lock();
+            state.remote.clone().filter(|_| state.opens > 0)
+        };
+        let Some(remote) = kept else {
             return Ok(());
         };
         if remote.size <= FETCH_MAX {
@@ -268,17 +359,34 @@ impl FileSystem {
                 whole.extend_from_slice(&bytes);
             }
         }
+        let ino = inode.ino;
         let mut state = inode.state.lock();
-        let end = state.attr.size.min(remote.size);
-        let staged = self.staged(&mut state)?;
-        for (piece, source) in staged.sources(0..end) {
+        let (size, time) = (state.attr.size, state.attr.mtime);
+        let staged = self.staged(ino, &mut state)?;
+        let mut extents = Vec::new();
+        for (piece, source) in staged.sources(0..size.min(remote.size)) {
             if source == ContentSource::Base {
                 let at = |offset| usize::try_from(offset).expect("at most FETCH_MAX");
-                staged.write(piece.start, &whole[at(piece.start)..at(piece.end)])?;
+                let bytes = &whole[at(piece.start)..at(piece.end)];
+                let fetched = staged.stage(piece.start, bytes)?;
+                staged.record(&fetched);
+                extents.push(fetched);
+            }
+        }
+        if state.journaled {
+            for extents in extents {
+                let written = Record::Written {
+                    ino,
+                    extents,
+                    size,
+                    time,
+                };
+                self.record(ino, &mut state, &written)?;
             }
         }
         state.remote = None;
         state.overwrites = Some(remote.version.clone());
+        self.record_base(ino, &mut state)?;
         Ok(())
     }
 
@@ -302,12 +410,13 @@ impl FileSystem {
                 modified: None,
                 ..remote.clone()
             });
+            self.record_base(inode.ino, &mut state)?;
             drop(state);
-            tree.add_orphan(aside, Arc::clone(inode));
+            self.doom(&mut tree, aside, inode);
         }
         // Its last close may have come meanwhile and have found nothing to delete.
         if inode.state.lock().opens == 0 {
-            self.delete_orphan(inode).await;
+            self.delete_orphan(inode).await?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The mark that tells our own write from another's.
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::store::Metadata;
@@ -7,24 +8,31 @@ use crate::store::Metadata;
 /// The user metadata that carries it.
 const NAME: &str = "bucketvol-write";
 
-/// Names one write. It travels as user metadata and is never shown to the layers above.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct WriteId(String);
+/// Names one write. It travels as user metadata, which never show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteId(String);
+
+impl Default for WriteId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl WriteId {
-    pub(super) fn new() -> Self {
+    /// A mark that no other write has.
+    pub fn new() -> Self {
         Self(Uuid::new_v4().simple().to_string())
     }
 
-    /// A new mark, and the metadata that carry it.
-    pub(super) fn stamp(metadata: Metadata) -> (Self, Metadata) {
-        let id = Self::new();
+    /// The mark of these metadata, a new one if they have none, and the metadata with it.
+    pub(super) fn stamp(mut metadata: Metadata) -> (Self, Metadata) {
+        let id = Self::take(&mut metadata).unwrap_or_default();
         let metadata = id.mark(metadata);
         (id, metadata)
     }
 
-    /// The same metadata with this mark.
-    pub(super) fn mark(&self, mut metadata: Metadata) -> Metadata {
+    /// The same metadata with this mark: who writes them can tell later that it was this write.
+    pub fn mark(&self, mut metadata: Metadata) -> Metadata {
         metadata.user.insert(NAME.to_owned(), self.0.clone());
         metadata
     }

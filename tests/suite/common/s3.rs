@@ -1,6 +1,7 @@
 //! An S3 account to test against, and curl's view of it: a client that is not ours.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
@@ -37,6 +38,23 @@ impl Account {
             // --fail: the server's answer was 400 or above.
             Some(22) => None,
             _ => panic!("GET {key}: {}", super::process::describe(&output)),
+        }
+    }
+
+    /// Waits until the object has these bytes, or is gone: what is closed reaches the bucket soon after.
+    pub(crate) fn becomes(&self, key: &str, expected: Option<&[u8]>) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let found = self.get(key);
+            if found.as_deref() == expected {
+                return;
+            }
+            let len = found.map(|bytes| bytes.len());
+            assert!(
+                Instant::now() < deadline,
+                "{key} is still another, of {len:?} bytes"
+            );
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 

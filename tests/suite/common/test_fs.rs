@@ -2,12 +2,13 @@
 
 use std::ffi::OsStr;
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::clock::{Clock, ManualClock, SystemClock};
 use bucketvol::config::credentials::CredentialProvider;
-use bucketvol::config::options::{EndpointOptions, Ownership};
+use bucketvol::config::options::{Durability, EndpointOptions, Ownership, WriteOptions};
 use bucketvol::config::{Location, Scheme};
 use bucketvol::fs::{
     Attr, BlockCache, Caller, DirEntry, FileSystem, FsError, IfExists, RenameMode, SetAttr,
@@ -52,12 +53,26 @@ pub(crate) fn directory_bucket() -> (Bucket, TempDir) {
     )
 }
 
+fn copy_dir(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 /// A volume, its bucket, and its clock, which stands still until it is turned.
 #[derive(Debug)]
 pub(crate) struct TestFs {
     fs: Arc<FileSystem>,
     pub(crate) bucket: Arc<Bucket>,
     pub(crate) clock: Arc<ManualClock>,
+    write: WriteOptions,
     staging: TempDir,
 }
 
@@ -75,10 +90,30 @@ impl TestFs {
         Self::on(Arc::new(Bucket::memory())).await
     }
 
-    /// A volume on `bucket`.
+    /// A volume on `bucket` of which a closed file is in the bucket: what most tests look at.
     pub(crate) async fn on(bucket: Arc<Bucket>) -> Self {
+        let write = WriteOptions {
+            durability: Durability::Close,
+            ..WriteOptions::default()
+        };
+        Self::with(bucket, write).await
+    }
+
+    /// A volume on `bucket` whose changes leave for it as `write` says.
+    pub(crate) async fn with(bucket: Arc<Bucket>, write: WriteOptions) -> Self {
+        Self::open_at(bucket, write, tempfile::tempdir().unwrap()).await
+    }
+
+    /// The volume as the next process finds it when this one is killed here and now.
+    pub(crate) async fn after_crash(&self) -> Self {
+        let left = tempfile::tempdir().unwrap();
+        copy_dir(self.staging.path(), left.path());
+        self.close();
+        Self::open_at(Arc::clone(&self.bucket), self.write, left).await
+    }
+
+    async fn open_at(bucket: Arc<Bucket>, write: WriteOptions, staging: TempDir) -> Self {
         let clock = ManualClock::shared();
-        let staging = tempfile::tempdir().unwrap();
         let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
         let settings = Settings {
             ownership: Ownership {
@@ -89,6 +124,7 @@ impl TestFs {
             },
             read_only: false,
             metadata_ttl: TTL,
+            write,
             fsync_timeout: Duration::from_secs(20),
             part_size: PART as u64,
             concurrency: 16,
@@ -103,6 +139,7 @@ impl TestFs {
             fs,
             bucket,
             clock,
+            write,
             staging,
         }
     }
@@ -110,6 +147,22 @@ impl TestFs {
     /// Another volume on the same bucket, as another host has it.
     pub(crate) async fn other_host(&self) -> Self {
         Self::on(Arc::clone(&self.bucket)).await
+    }
+
+    /// All that was changed is in the bucket.
+    pub(crate) async fn drained(&self) {
+        self.drain(Duration::from_secs(20)).await.unwrap();
+    }
+
+    /// Waits, within reason, until `holds`.
+    pub(crate) async fn eventually(&self, holds: impl AsyncFn() -> bool) {
+        for _ in 0..1000 {
+            if holds().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it never came to be");
     }
 
     /// Lets all that is believed of the bucket be doubted.
@@ -140,27 +193,30 @@ impl TestFs {
         Ok(self.fs.setattr(ino, change).await?.0)
     }
 
-    pub(crate) async fn create(&self, path: &str) -> Result<OpenFile<'_>, FsError> {
+    pub(crate) async fn create(&self, path: &str) -> Result<OpenFile, FsError> {
         let (parent, name) = self.parent(path).await?;
         let (_, fh) = self
             .fs
             .create(parent, name, 0o644, CALLER, IfExists::Open)
             .await?;
-        Ok(OpenFile { fs: self, fh })
+        Ok(OpenFile {
+            fs: Arc::clone(self),
+            fh,
+        })
     }
 
-    pub(crate) async fn open(&self, path: &str) -> Result<OpenFile<'_>, FsError> {
+    pub(crate) async fn open(&self, path: &str) -> Result<OpenFile, FsError> {
         let ino = self.ino(path).await?;
         Ok(OpenFile {
-            fs: self,
+            fs: Arc::clone(self),
             fh: self.fs.open_file(ino, true, false).await?,
         })
     }
 
-    pub(crate) async fn open_truncated(&self, path: &str) -> Result<OpenFile<'_>, FsError> {
+    pub(crate) async fn open_truncated(&self, path: &str) -> Result<OpenFile, FsError> {
         let ino = self.ino(path).await?;
         Ok(OpenFile {
-            fs: self,
+            fs: Arc::clone(self),
             fh: self.fs.open_file(ino, true, true).await?,
         })
     }
@@ -178,7 +234,10 @@ impl TestFs {
     pub(crate) async fn read(&self, path: &str) -> Result<Vec<u8>, FsError> {
         let ino = self.ino(path).await?;
         let fh = self.fs.open_file(ino, false, false).await?;
-        let file = OpenFile { fs: self, fh };
+        let file = OpenFile {
+            fs: Arc::clone(self),
+            fh,
+        };
         let bytes = file.read_all().await;
         self.fs.release(fh).await;
         bytes
@@ -325,25 +384,25 @@ impl TestFs {
     }
 
     /// Where dirty bytes wait.
-    pub(crate) fn staging_dir(&self) -> &std::path::Path {
+    pub(crate) fn staging_dir(&self) -> &Path {
         self.staging.path()
     }
 }
 
 /// An open file. Closing it says whether its bytes are in the bucket.
 #[derive(Debug)]
-pub(crate) struct OpenFile<'a> {
-    fs: &'a TestFs,
+pub(crate) struct OpenFile {
+    fs: Arc<FileSystem>,
     pub(crate) fh: u64,
 }
 
-impl OpenFile<'_> {
+impl OpenFile {
     pub(crate) fn write_at(&self, offset: u64, bytes: impl AsRef<[u8]>) -> Result<(), FsError> {
-        self.fs.fs.write(self.fh, offset, bytes.as_ref())
+        self.fs.write(self.fh, offset, bytes.as_ref())
     }
 
     pub(crate) async fn read_at(&self, offset: u64, len: u32) -> Result<Vec<u8>, FsError> {
-        Ok(self.fs.fs.read(self.fh, offset, len).await?.concat())
+        Ok(self.fs.read(self.fh, offset, len).await?.concat())
     }
 
     pub(crate) async fn read_all(&self) -> Result<Vec<u8>, FsError> {
@@ -358,12 +417,12 @@ impl OpenFile<'_> {
     }
 
     pub(crate) async fn fsync(&self) -> Result<(), FsError> {
-        self.fs.fs.fsync(self.fh).await
+        self.fs.fsync(self.fh).await
     }
 
     pub(crate) async fn close(self) -> Result<(), FsError> {
-        let flushed = self.fs.fs.flush(self.fh).await;
-        self.fs.fs.release(self.fh).await;
+        let flushed = self.fs.flush(self.fh).await;
+        self.fs.release(self.fh).await;
         flushed
     }
 }

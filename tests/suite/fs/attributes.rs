@@ -26,6 +26,7 @@ on_each_store! {
             ..SetAttr::default()
         };
         fs.setattr("a", change).await.unwrap();
+        fs.drained().await;
         let attr = fs.other_host().await.attr("a").await.unwrap();
         assert_eq!((attr.mode, attr.uid, attr.gid), (0o4751, 12, 34));
         assert_eq!(attr.mtime, THEN + Duration::new(1_000_000_000, 123_456_789));
@@ -81,6 +82,7 @@ async fn a_chmod_of_a_large_file_does_not_send_its_bytes() {
     fs.write("a", &bytes).await.unwrap();
     let before = fs.bucket.requests();
     fs.setattr("a", mode(0o600)).await.unwrap();
+    fs.drained().await;
     let after = fs.bucket.requests();
     assert_eq!(
         after.of("put") + after.of("put_part"),

@@ -33,6 +33,7 @@ macro_rules! on_each_store {
 mod names;
 // Reading and writing.
 mod content;
+mod crashes;
 // Modes, owners, times.
 mod attributes;
 // unlink, rmdir, rename.

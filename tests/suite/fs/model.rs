@@ -2,8 +2,11 @@
 //! answers, and in the end the same files, here and on another host.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use bucketvol::config::options::WriteOptions;
 use bucketvol::fs::{FsError, SetAttr};
+use bucketvol::store::Bucket;
 use proptest::prelude::*;
 
 use crate::common::test_fs::{OpenFile, TestFs};
@@ -33,6 +36,7 @@ enum Op {
     Rmdir(usize),
     Rename(usize, usize),
     /// Everything believed of the bucket is doubted from here on.
+    Crash,
     LetTtlPass,
     /// Everything is listed.
     List(usize),
@@ -51,6 +55,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => path().prop_map(Op::Unlink),
         1 => path().prop_map(Op::Rmdir),
         4 => (path(), path()).prop_map(|(from, to)| Op::Rename(from, to)),
+        1 => Just(Op::Crash),
         1 => Just(Op::LetTtlPass),
         1 => path().prop_map(Op::List),
     ]
@@ -217,9 +222,9 @@ fn answer<T>(done: Result<T, FsError>) -> Answer<()> {
 }
 
 async fn run(ops: Vec<Op>) {
-    let fs = TestFs::memory().await;
+    let mut fs = TestFs::with(Arc::new(Bucket::memory()), WriteOptions::default()).await;
     let mut model = Model::default();
-    let mut open: Vec<(OpenFile<'_>, usize)> = Vec::new();
+    let mut open: Vec<(OpenFile, usize)> = Vec::new();
     for op in ops {
         match op {
             Op::Open(path) => {
@@ -294,6 +299,11 @@ async fn run(ops: Vec<Op>) {
                 let (from, to) = (PATHS[from], PATHS[to]);
                 assert_eq!(answer(fs.rename(from, to).await), model.rename(from, to));
             }
+            Op::Crash => {
+                // Who had a file open is gone too.
+                open.clear();
+                fs = fs.after_crash().await;
+            }
             Op::LetTtlPass => fs.let_ttl_pass(),
             Op::List(path) => {
                 if model.node(PATHS[path]) == Ok(Node::Directory) {
@@ -306,6 +316,7 @@ async fn run(ops: Vec<Op>) {
         assert!(file.read_all().await.unwrap() == model.files[id]);
         file.close().await.unwrap();
     }
+    fs.drained().await;
     assert_eq!(fs.status().dirty_files, 0);
     let other = fs.other_host().await;
     for host in [&fs, &other] {

@@ -1,0 +1,300 @@
+//! The file system's side of the journal: what is written down when, and how it comes back.
+//!
+//! Order is the contract: bytes into the staging file, the record into the journal, then the change of the
+//! inode. A change that cannot be written down is not made.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use super::error::FsError;
+use super::filesystem::FileSystem;
+use super::inode::{Inode, InodeState, Linked, Remote};
+use super::journal::Left;
+use super::journal::record::{ChangedInode, Record, SentObject};
+use super::journal::replay::{Replay, ReplayedInode};
+use super::tree::{ROOT, Tree};
+use crate::store::Key;
+
+impl FileSystem {
+    /// Writes down where an inode and the directories above it are. What is going to be changed needs it.
+    pub(crate) fn place_in_journal(&self, tree: &Tree, ino: u64) -> io::Result<()> {
+        let mut at = ino;
+        while at != ROOT {
+            let Some((parent, name)) = tree.place_of(at) else {
+                return Ok(());
+            };
+            let is_directory = tree.is_directory(at) == Some(true);
+            self.journal.place(at, parent, &name, is_directory)?;
+            at = parent;
+        }
+        Ok(())
+    }
+
+    /// An inode has another tree place: the journal has to know, if it knows the old one.
+    pub(crate) fn moved_in_journal(&self, tree: &Tree, ino: u64) -> io::Result<()> {
+        if self.journal.has_place(ino) {
+            self.place_in_journal(tree, ino)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a change of an inode down; before its first, all of the inode. An inode without a name has
+    /// nothing that must survive.
+    pub(crate) fn record(
+        &self,
+        ino: u64,
+        state: &mut InodeState,
+        record: &Record,
+    ) -> io::Result<()> {
+        if state.linked == Linked::No {
+            return Ok(());
+        }
+        if !state.journaled {
+            for record in snapshot(ino, state) {
+                self.journal.append(&record)?;
+            }
+            state.journaled = true;
+        }
+        self.journal.append(record)
+    }
+
+    /// The inode's object is another, by another request than an upload.
+    pub(crate) fn record_base(&self, ino: u64, state: &mut InodeState) -> io::Result<()> {
+        if !state.journaled {
+            return Ok(());
+        }
+        let record = Record::Based {
+            ino,
+            remote: state.remote.as_ref().map(sent),
+            overwrites: state.overwrites.clone(),
+        };
+        self.record(ino, state, &record)
+    }
+
+    /// Keeps the object at `key` for an open inode that lost its name. Its last close deletes it, or, if we do
+    /// not live to see that, the next process.
+    pub(crate) fn doom(&self, tree: &mut Tree, key: Key, inode: &Arc<Inode>) {
+        let object = inode.state.lock().remote.as_ref().map(sent);
+        if let Some(object) = object
+            && let Err(error) = self.journal.append(&Record::Doomed(object))
+        {
+            tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
+        }
+        tree.add_orphan(key, Arc::clone(inode));
+    }
+
+    /// The object that was kept at `key` for the inode is gone.
+    pub(crate) fn forget_doomed(&self, key: &Key, ino: u64) {
+        let now = self.now();
+        self.tree.lock().remove_orphan(key, ino, now);
+        let deleted = Record::Deleted { key: key.clone() };
+        if let Err(error) = self.journal.append(&deleted) {
+            tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
+        }
+    }
+
+    /// Nothing of the inode is to be sent any more.
+    pub(crate) fn settle(&self, ino: u64, state: &mut InodeState) {
+        if !state.journaled {
+            return;
+        }
+        state.journaled = false;
+        state.write = None;
+        let now = self.now();
+        self.uploader.tell(|queue| queue.settled(ino, now));
+        if let Err(error) = self.journal.append(&Record::Settled { ino }) {
+            // Worst comes to worst the next process sends it once more, and finds its own object.
+            tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
+        }
+        self.staging.remove(ino);
+    }
+
+    /// Takes up what an earlier process left behind, then begins a journal with nothing else in it. Returns
+    /// the inodes that are to be sent.
+    pub(crate) fn restore(&self, left: Left) -> Result<Vec<u64>, FsError> {
+        let Left {
+            mut replay,
+            other_boot,
+        } = left;
+        let is_changed = |inode: &ReplayedInode| inode.changed.unsent.any();
+        replay.inodes.retain(|_, inode| is_changed(inode));
+        let mut changed: Vec<u64> = replay.inodes.keys().copied().collect();
+        changed.sort_unstable();
+        self.staging
+            .sweep(&changed.iter().copied().collect::<HashSet<u64>>())?;
+        let mut tree = self.tree.lock();
+        tree.reserve_inos(replay.places.keys().chain(&changed).copied().max());
+        for ino in &changed {
+            place(&mut tree, &replay, *ino, self.now())?;
+        }
+        for (ino, replayed) in std::mem::take(&mut replay.inodes) {
+            let inode = tree.inode(ino).ok_or(FsError::NoEntry)?;
+            self.place_in_journal(&tree, ino)?;
+            let mut state = inode.state.lock();
+            self.fill(ino, &mut state, replayed, other_boot)?;
+            for record in snapshot(ino, &state) {
+                self.journal.append(&record)?;
+            }
+        }
+        for object in std::mem::take(&mut replay.doomed).into_values() {
+            let key = object.key.clone();
+            let inode = tree.nameless(self.remote_of(object));
+            self.doom(&mut tree, key, &inode);
+            changed.push(inode.ino);
+        }
+        drop(tree);
+        self.journal.replace().map_err(io::Error::other)?;
+        Ok(changed)
+    }
+
+    fn fill(
+        &self,
+        ino: u64,
+        state: &mut InodeState,
+        replayed: ReplayedInode,
+        verify: bool,
+    ) -> io::Result<()> {
+        let ReplayedInode {
+            changed, content, ..
+        } = replayed;
+        if let Some(map) = content {
+            let (staged, lost) = self.staging.reopen(ino, map, verify)?;
+            for range in lost {
+                tracing::error!(
+                    bucket = %self.bucket.location(), ino, ?range,
+                    "bytes that nobody synced were lost when the host went down",
+                );
+            }
+            state.staged = Some(staged);
+        }
+        state.attr = changed.attr;
+        state.resolved = true;
+        state.metadata = changed.metadata;
+        state.remote = changed.remote.map(|object| self.remote_of(object));
+        state.overwrites = changed.overwrites;
+        state.unsent = changed.unsent;
+        state.write = changed.write;
+        state.journaled = true;
+        Ok(())
+    }
+
+    fn remote_of(&self, object: SentObject) -> Remote {
+        self.written(object.key, object.size, object.version)
+    }
+
+    /// Writes the journal anew if most of it is about what is long settled.
+    pub(crate) async fn trim_journal(self: &Arc<Self>) {
+        if !self.journal.is_overgrown() {
+            return;
+        }
+        let fs = Arc::clone(self);
+        if let Err(error) = self.journal.rewrite(move || fs.write_all_changes()).await {
+            tracing::warn!(bucket = %self.bucket.location(), %error, "the journal stays long");
+        }
+    }
+
+    /// Appends all that the journal has to know.
+    fn write_all_changes(&self) -> io::Result<()> {
+        {
+            let tree = self.tree.lock();
+            for inode in tree.orphans() {
+                if let Some(remote) = &inode.state.lock().remote {
+                    self.journal.append(&Record::Doomed(sent(remote)))?;
+                }
+            }
+        }
+        let inodes: Vec<Arc<Inode>> = self.tree.lock().inodes().map(Arc::clone).collect();
+        for inode in inodes {
+            let tree = self.tree.lock();
+            let state = inode.state.lock();
+            if state.journaled || state.opens > 0 {
+                drop(state);
+                self.place_in_journal(&tree, inode.ino)?;
+            }
+            let state = inode.state.lock();
+            drop(tree);
+            if state.journaled {
+                for record in snapshot(inode.ino, &state) {
+                    self.journal.append(&record)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the directories above a changed inode, and a file to be filled.
+fn place(
+    tree: &mut Tree,
+    replay: &Replay,
+    ino: u64,
+    now: std::time::Duration,
+) -> Result<(), FsError> {
+    let mut missing = Vec::new();
+    let mut at = ino;
+    while at != ROOT && tree.inode(at).is_none() {
+        let placement = replay.places.get(&at).ok_or(FsError::NoEntry)?;
+        // A loop would never come to the root.
+        if missing.len() > replay.places.len() {
+            return Err(FsError::NoEntry);
+        }
+        missing.push((at, placement));
+        at = placement.parent;
+    }
+    for (ino, placement) in missing.into_iter().rev() {
+        let name: Arc<str> = Arc::from(placement.name.as_str());
+        tree.restore(ino, placement.parent, &name, placement.is_directory, now);
+    }
+    Ok(())
+}
+
+/// An object as the journal has it.
+pub(crate) fn sent(remote: &Remote) -> SentObject {
+    SentObject {
+        key: remote.key.clone(),
+        size: remote.size,
+        version: remote.version.clone(),
+    }
+}
+
+/// All that the journal has to know of an inode: what an upload under way has frozen first, so that its end
+/// means the same.
+fn snapshot(ino: u64, state: &InodeState) -> Vec<Record> {
+    let changed = ChangedInode {
+        ino,
+        attr: state.attr,
+        metadata: state.metadata.clone(),
+        remote: state.remote.as_ref().map(sent),
+        overwrites: state.overwrites.clone(),
+        unsent: state.unsent,
+        base_len: state.staged.as_ref().map(|staged| staged.map().base_len()),
+        write: state.write.clone(),
+    };
+    let mut records = vec![Record::Changed(Box::new(changed))];
+    let (size, time) = (state.attr.size, state.attr.mtime);
+    let written = |frozen: bool| {
+        let extents = state.staged.iter().flat_map(|s| s.map().extents());
+        let extents = extents.filter(move |extent| extent.frozen == frozen);
+        extents.map(move |extent| Record::Written {
+            ino,
+            extents: vec![*extent],
+            size,
+            time,
+        })
+    };
+    records.extend(written(true));
+    if let (true, Some(write)) = (state.sending, &state.write) {
+        let write = write.clone();
+        records.push(Record::Sending { ino, write });
+        let cut_to = state.staged.as_ref().and_then(|s| s.map().lowest_size());
+        for size in cut_to.into_iter().chain(cut_to.map(|_| size)) {
+            records.push(Record::Resized { ino, size, time });
+        }
+    }
+    records.extend(written(false));
+    // The times that the records before have changed.
+    let attr = state.attr;
+    records.push(Record::Attributes { ino, attr });
+    records
+}

@@ -1,0 +1,272 @@
+//! What must survive: every change that is not in the bucket yet, written down before it is answered.
+//!
+//! - `record`: the format;
+//! - `log`: the file, its checksums and its torn tail;
+//! - `replay` (pure): what the records come to.
+//!
+//! An append survives a crash of the process; [`Journal::sync`] makes all earlier ones survive a crash of the
+//! host. Lock order: the tree's, an inode's, the journal's.
+
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use self::log::{LogError, LogFile};
+use self::record::Record;
+use self::replay::Replay;
+
+pub(crate) mod log;
+pub(crate) mod record;
+pub(crate) mod replay;
+
+/// The directory of the staging files, and the file whose lock keeps other processes out.
+const FILES: &str = "files";
+const LOCK: &str = "lock";
+
+/// A log is written anew when it is this long and several times as long as it was when it was new.
+const REWRITE_BYTES: u64 = 8 << 20;
+
+/// How many times as long.
+const REWRITE_GROWTH: u64 = 4;
+
+/// The journal of one volume.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    directory: PathBuf,
+    inner: Mutex<Inner>,
+    /// One fdatasync at a time: who waits for it finds that it has done its own work too.
+    syncing: tokio::sync::Mutex<()>,
+    /// Keeps every other process out.
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Inner {
+    log: LogFile,
+    /// The log that is to replace it, while it is written: it takes every record as well.
+    successor: Option<LogFile>,
+    /// Bytes of the log when it was new.
+    first_len: u64,
+    /// Tree places that the log has.
+    placed: HashMap<u64, (u64, Arc<str>)>,
+    /// Records appended, and how many of them are on the disk.
+    appended: u64,
+    synced: u64,
+}
+
+/// What an earlier process left behind.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) replay: Replay,
+    /// The host was started anew since.
+    pub(crate) other_boot: bool,
+}
+
+impl Journal {
+    /// Takes hold of the journal below `directory`, which is made if it is not there. Nobody may change
+    /// anything before [`Journal::replace`] has written what was left.
+    pub(crate) fn open(directory: &Path) -> Result<(Self, Left), LogError> {
+        let io = LogError::io(directory);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(&io)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(directory.join(LOCK))
+            .map_err(&io)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => LogError::InUse {
+                path: directory.to_path_buf(),
+            },
+            TryLockError::Error(cause) => io(cause),
+        })?;
+        let mut left = Left {
+            replay: Replay::default(),
+            other_boot: false,
+        };
+        if let Some(journaled) = log::read(&current(directory))? {
+            left.other_boot = journaled.other_boot;
+            for record in journaled.records {
+                left.replay.apply(record);
+            }
+        }
+        let journal = Self {
+            inner: Mutex::new(Inner::new(LogFile::create(&successor(directory))?)),
+            directory: directory.to_path_buf(),
+            syncing: tokio::sync::Mutex::default(),
+            _lock: lock,
+        };
+        Ok((journal, left))
+    }
+
+    /// What was appended since [`Journal::open`] is all that there is: the earlier journal goes.
+    pub(crate) fn replace(&self) -> Result<(), LogError> {
+        let io = LogError::io(&self.directory);
+        let mut inner = self.inner.lock();
+        inner.log.file().sync_all().map_err(&io)?;
+        let end = inner.log.end();
+        inner.log.synced(end);
+        inner.synced = inner.appended;
+        inner.first_len = end;
+        rename_successor(&self.directory).map_err(&io)
+    }
+
+    /// Writes a change down.
+    pub(crate) fn append(&self, record: &Record) -> io::Result<()> {
+        self.inner.lock().append(record)
+    }
+
+    /// Writes an inode's tree place down, if that is news.
+    pub(crate) fn place(
+        &self,
+        ino: u64,
+        parent: u64,
+        name: &Arc<str>,
+        is_directory: bool,
+    ) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        if inner
+            .placed
+            .get(&ino)
+            .is_some_and(|(p, n)| *p == parent && n == name)
+        {
+            return Ok(());
+        }
+        inner.append(&Record::Placed {
+            ino,
+            parent,
+            name: name.to_string(),
+            is_directory,
+        })?;
+        inner.placed.insert(ino, (parent, Arc::clone(name)));
+        Ok(())
+    }
+
+    /// Whether the log knows of the inode's tree place.
+    pub(crate) fn has_place(&self, ino: u64) -> bool {
+        self.inner.lock().placed.contains_key(&ino)
+    }
+
+    /// All that was appended before the call is on the disk when this returns.
+    pub(crate) async fn sync(&self) -> io::Result<()> {
+        let target = self.inner.lock().appended;
+        let _turn = self.syncing.lock().await;
+        let (file, end, appended) = {
+            let inner = self.inner.lock();
+            if inner.synced >= target {
+                return Ok(());
+            }
+            (inner.log.file(), inner.log.end(), inner.appended)
+        };
+        tokio::task::spawn_blocking(move || file.sync_data())
+            .await
+            .map_err(io::Error::other)??;
+        let mut inner = self.inner.lock();
+        inner.synced = appended;
+        inner.log.synced(end);
+        Ok(())
+    }
+
+    /// Whether most of the log is about what is long settled.
+    pub(crate) fn is_overgrown(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.log.end() > REWRITE_BYTES.max(inner.first_len * REWRITE_GROWTH)
+    }
+
+    /// Nothing is in it and nothing will be: the directory goes, if nothing else is in it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let _inner = self.inner.lock();
+        std::fs::remove_file(current(&self.directory))?;
+        std::fs::remove_dir(self.directory.join(FILES))?;
+        std::fs::remove_file(self.directory.join(LOCK))?;
+        std::fs::remove_dir(&self.directory)
+    }
+
+    /// Where staging files are, beside the log.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.directory.join(FILES)
+    }
+
+    /// Begins a new log. From now on records go to both, so that `snapshot`, which is to append all that is
+    /// still of use, can go through the inodes one by one: what is said of an inode before its snapshot, the
+    /// snapshot replaces. Then the new log takes the old one's place.
+    pub(crate) async fn rewrite(
+        &self,
+        snapshot: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<(), LogError> {
+        let io = LogError::io(&self.directory);
+        let _turn = self.syncing.lock().await;
+        let new = LogFile::create(&successor(&self.directory))?;
+        {
+            let mut inner = self.inner.lock();
+            inner.placed.clear();
+            inner.successor = Some(new);
+        }
+        let written = tokio::task::spawn_blocking(snapshot)
+            .await
+            .map_err(io::Error::other)
+            .flatten();
+        // The last of it is synced and put in place with the lock held: nothing may be said in between.
+        let mut inner = self.inner.lock();
+        let Some(mut log) = inner.successor.take() else {
+            return Ok(());
+        };
+        written.map_err(&io)?;
+        log.file().sync_all().map_err(&io)?;
+        log.synced(log.end());
+        rename_successor(&self.directory).map_err(&io)?;
+        inner.first_len = log.end();
+        inner.log = log;
+        inner.synced = inner.appended;
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn new(log: LogFile) -> Self {
+        Self {
+            first_len: log.end(),
+            log,
+            successor: None,
+            placed: HashMap::new(),
+            appended: 0,
+            synced: 0,
+        }
+    }
+
+    fn append(&mut self, record: &Record) -> io::Result<()> {
+        self.log.append(record)?;
+        // A successor that cannot take a record never becomes the log.
+        if let Some(successor) = &mut self.successor
+            && let Err(error) = successor.append(record)
+        {
+            tracing::warn!(%error, "the journal stays as long as it is");
+            self.successor = None;
+        }
+        self.appended += 1;
+        Ok(())
+    }
+}
+
+fn current(directory: &Path) -> PathBuf {
+    directory.join("journal")
+}
+
+fn successor(directory: &Path) -> PathBuf {
+    directory.join("journal.new")
+}
+
+fn rename_successor(directory: &Path) -> io::Result<()> {
+    std::fs::rename(successor(directory), current(directory))?;
+    File::open(directory)?.sync_all()
+}

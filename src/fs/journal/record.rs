@@ -1,0 +1,122 @@
+//! What the journal says: the format.
+//!
+//! A record is the whole of one change, so that a journal cut off between two records is a state the volume
+//! was in. The variants and their fields are the format: one that changes takes a new [`FORMAT`], and
+//! [`super::log`] reads the one before as well.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::fs::attr::Attr;
+use crate::fs::extents::Extent;
+use crate::fs::inode::Unsent;
+use crate::store::{Key, Metadata, ObjectVersion, WriteId};
+
+/// The format that is written.
+pub(crate) const FORMAT: u32 = 1;
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Record {
+    /// Where an inode is in the tree. Inodes between the root and a changed one have such a record too.
+    Placed {
+        ino: u64,
+        parent: u64,
+        name: String,
+        is_directory: bool,
+    },
+    /// All of an inode that is not in the bucket, but for its extents: they follow. Replaces what the journal
+    /// said of the inode before.
+    Changed(Box<ChangedInode>),
+    /// An inode's attributes changed.
+    Attributes { ino: u64, attr: Attr },
+    /// Bytes are in the inode's staging file, and dirty.
+    Written {
+        ino: u64,
+        extents: Vec<Extent>,
+        /// Bytes of the file afterwards.
+        size: u64,
+        #[serde(with = "timestamp")]
+        time: SystemTime,
+    },
+    /// The file was cut off or extended with zeros.
+    Resized {
+        ino: u64,
+        size: u64,
+        #[serde(with = "timestamp")]
+        time: SystemTime,
+    },
+    /// What has changed so far is being sent; the object will carry this mark.
+    Sending { ino: u64, write: WriteId },
+    /// What was being sent is in the bucket as this object; what has changed since is not.
+    Sent { ino: u64, remote: SentObject },
+    /// The inode's object was moved or changed by another request than an upload.
+    Based {
+        ino: u64,
+        remote: Option<SentObject>,
+        overwrites: Option<ObjectVersion>,
+    },
+    /// This object has no name any more, and is to be deleted when nobody has it open.
+    Doomed(SentObject),
+    /// It is gone.
+    Deleted { key: Key },
+    /// Nothing of the inode is to be sent any more: all of it was, or its name is gone.
+    Settled { ino: u64 },
+}
+
+/// An inode that differs from its object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChangedInode {
+    pub(crate) ino: u64,
+    pub(crate) attr: Attr,
+    pub(crate) metadata: Metadata,
+    pub(crate) remote: Option<SentObject>,
+    pub(crate) overwrites: Option<ObjectVersion>,
+    pub(crate) unsent: Unsent,
+    /// There is a staging file, and so many bytes of the object are still the file's.
+    pub(crate) base_len: Option<u64>,
+    /// The mark of the last upload that was begun, whose end may not be known.
+    pub(crate) write: Option<WriteId>,
+}
+
+/// An object as the journal knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SentObject {
+    pub(crate) key: Key,
+    pub(crate) size: u64,
+    pub(crate) version: ObjectVersion,
+}
+
+/// Seconds since 1970, which may be negative, and nanoseconds: serde's own form knows no time before 1970.
+pub(crate) mod timestamp {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(
+        time: &SystemTime,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let nanos = match time.duration_since(UNIX_EPOCH) {
+            Ok(since) => i128::try_from(since.as_nanos()).unwrap_or(i128::MAX),
+            Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
+        };
+        nanos.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<SystemTime, D::Error> {
+        const NANOS_PER_SECOND: u128 = 1_000_000_000;
+        let nanos = i128::deserialize(deserializer)?;
+        let magnitude = nanos.unsigned_abs();
+        let seconds = u64::try_from(magnitude / NANOS_PER_SECOND).unwrap_or(u64::MAX);
+        let rest = u32::try_from(magnitude % NANOS_PER_SECOND).unwrap_or(0);
+        let distance = Duration::new(seconds, rest);
+        let time = if nanos < 0 {
+            UNIX_EPOCH.checked_sub(distance)
+        } else {
+            UNIX_EPOCH.checked_add(distance)
+        };
+        time.ok_or_else(|| serde::de::Error::custom("a time out of range"))
+    }
+}

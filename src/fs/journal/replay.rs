@@ -1,0 +1,144 @@
+//! What a journal says, put together. No I/O.
+
+use std::collections::HashMap;
+
+use super::record::{ChangedInode, Record, SentObject};
+use crate::fs::inode::Unsent;
+use crate::fs::staging::{ContentMap, FrozenMap};
+use crate::store::Key;
+
+/// What an earlier process left behind.
+#[derive(Debug, Default)]
+pub(crate) struct Replay {
+    /// Tree places of inodes, changed or not.
+    pub(crate) places: HashMap<u64, Placement>,
+    /// The inodes that differ from their objects.
+    pub(crate) inodes: HashMap<u64, ReplayedInode>,
+    /// Objects without a name, to be deleted.
+    pub(crate) doomed: HashMap<Key, SentObject>,
+}
+
+/// A tree place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Placement {
+    pub(crate) parent: u64,
+    pub(crate) name: String,
+    pub(crate) is_directory: bool,
+}
+
+/// An inode that differs from its object.
+#[derive(Debug)]
+pub(crate) struct ReplayedInode {
+    pub(crate) changed: ChangedInode,
+    /// Where its dirty bytes are; `None`: only attributes changed.
+    pub(crate) content: Option<ContentMap>,
+    /// What an upload has frozen of which the journal knows no end so far.
+    sending: Option<FrozenMap>,
+}
+
+impl Replay {
+    /// Takes the next record. One about an inode that is settled says nothing any more.
+    pub(crate) fn apply(&mut self, record: Record) {
+        match record {
+            Record::Placed {
+                ino,
+                parent,
+                name,
+                is_directory,
+            } => {
+                let placement = Placement {
+                    parent,
+                    name,
+                    is_directory,
+                };
+                self.places.insert(ino, placement);
+            }
+            Record::Changed(changed) => {
+                let inode = ReplayedInode {
+                    content: changed.base_len.map(ContentMap::new),
+                    sending: None,
+                    changed: *changed,
+                };
+                self.inodes.insert(inode.changed.ino, inode);
+            }
+            Record::Doomed(object) => {
+                self.doomed.insert(object.key.clone(), object);
+            }
+            Record::Deleted { key } => {
+                self.doomed.remove(&key);
+            }
+            Record::Settled { ino } => {
+                self.inodes.remove(&ino);
+            }
+            Record::Sent { ino, remote } => {
+                let Some(inode) = self.inodes.get_mut(&ino) else {
+                    return;
+                };
+                if let (Some(content), Some(frozen)) = (&mut inode.content, inode.sending.take()) {
+                    content.uploaded(&frozen, remote.size);
+                }
+                inode.changed.remote = Some(remote);
+                inode.changed.overwrites = None;
+            }
+            Record::Attributes { ino, attr } => self.change(ino, |inode| {
+                inode.changed.attr = attr;
+                inode.changed.unsent.attributes = true;
+            }),
+            Record::Written {
+                ino,
+                extents,
+                size,
+                time,
+            } => self.change(ino, |inode| {
+                inode.content_mut().record(&extents);
+                inode.changed.content_changed(size, time);
+            }),
+            Record::Resized { ino, size, time } => self.change(ino, |inode| {
+                inode.content_mut().resize(size);
+                inode.changed.content_changed(size, time);
+            }),
+            Record::Sending { ino, write } => {
+                if let Some(inode) = self.inodes.get_mut(&ino) {
+                    inode.changed.write = Some(write);
+                    inode.sending = inode.content.as_mut().map(ContentMap::freeze);
+                }
+            }
+            Record::Based {
+                ino,
+                remote,
+                overwrites,
+            } => {
+                if let Some(inode) = self.inodes.get_mut(&ino) {
+                    inode.changed.remote = remote;
+                    inode.changed.overwrites = overwrites;
+                }
+            }
+        }
+    }
+
+    fn change(&mut self, ino: u64, change: impl FnOnce(&mut ReplayedInode)) {
+        if let Some(inode) = self.inodes.get_mut(&ino) {
+            change(inode);
+        }
+    }
+}
+
+impl ReplayedInode {
+    fn content_mut(&mut self) -> &mut ContentMap {
+        let base_len = self.changed.remote.as_ref().map_or(0, |remote| remote.size);
+        self.content
+            .get_or_insert_with(|| ContentMap::new(base_len))
+    }
+}
+
+impl ChangedInode {
+    fn content_changed(&mut self, size: u64, time: std::time::SystemTime) {
+        self.attr.size = size;
+        self.attr.mtime = time;
+        self.attr.ctime = time;
+        self.unsent = Unsent {
+            content: true,
+            ..self.unsent
+        };
+    }
+}

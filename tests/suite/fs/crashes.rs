@@ -1,0 +1,100 @@
+//! Every process of the daemon is killed: what was written is there when the next one starts.
+
+use std::time::Duration;
+
+use bucketvol::config::options::{Durability, WriteOptions};
+use bucketvol::fs::SetAttr;
+
+use crate::common::test_fs::{TestFs, pattern};
+
+on_each_store! {
+    async fn what_was_written_survives_the_death_of_the_daemon(fs: TestFs) {
+        fs.mkdir("d").await.unwrap();
+        fs.write("d/old", pattern(300_000)).await.unwrap();
+        let old = fs.open("d/old").await.unwrap();
+        old.write_at(100_000, b"changed").unwrap();
+        let new = fs.create("d/new").await.unwrap();
+        new.write_at(10, b"new").unwrap();
+        let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+        fs.setattr("d/new", mode).await.unwrap();
+
+        let fs = fs.after_crash().await;
+        let mut expected = pattern(300_000);
+        expected[100_000..100_007].copy_from_slice(b"changed");
+        assert!(fs.read("d/old").await.unwrap() == expected);
+        assert_eq!(fs.read("d/new").await.unwrap(), b"\0\0\0\0\0\0\0\0\0\0new");
+        assert_eq!(fs.attr("d/new").await.unwrap().mode, 0o600);
+        assert_eq!(fs.ls("d").await, ["new", "old"]);
+
+        fs.drained().await;
+        assert!(fs.object("d/old").await.unwrap() == expected);
+        assert_eq!(fs.status().dirty_files, 0);
+        let fs = fs.after_crash().await;
+        assert_eq!(fs.status().dirty_files, 0, "what is in the bucket is not sent again");
+    }
+}
+
+on_each_store! {
+    async fn what_was_cut_off_does_not_come_back_with_a_crash(fs: TestFs) {
+        fs.write("a", pattern(1000)).await.unwrap();
+        let file = fs.open("a").await.unwrap();
+        let to = |size| SetAttr { size: Some(size), ..SetAttr::default() };
+        fs.setattr("a", to(100)).await.unwrap();
+        fs.setattr("a", to(200)).await.unwrap();
+        let fs2 = fs.after_crash().await;
+        let mut expected = pattern(100);
+        expected.resize(200, 0);
+        assert_eq!(fs2.read("a").await.unwrap(), expected);
+        drop(file);
+    }
+}
+
+on_each_store! {
+    async fn names_that_are_gone_do_not_come_back_with_a_crash(fs: TestFs) {
+        let gone = fs.create("gone").await.unwrap();
+        gone.write_at(0, b"x").unwrap();
+        let moved = fs.create("moved").await.unwrap();
+        moved.write_at(0, b"y").unwrap();
+        fs.unlink("gone").await.unwrap();
+        fs.rename("moved", "here").await.unwrap();
+        gone.write_at(1, b"x").unwrap();
+        moved.write_at(1, b"y").unwrap();
+        let fs = fs.after_crash().await;
+        assert_eq!(fs.ls("").await, ["here"]);
+        assert_eq!(fs.read("here").await.unwrap(), b"yy");
+        fs.drained().await;
+        assert_eq!(fs.keys().await, ["here"]);
+    }
+}
+
+/// Closed files reach the bucket with nobody's help.
+#[tokio::test]
+async fn a_closed_file_sets_out_after_the_delay_and_an_open_one_when_it_is_old() {
+    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let fs = TestFs::with(bucket, WriteOptions::default()).await;
+    fs.write("closed", b"1").await.unwrap();
+    let open = fs.create("open").await.unwrap();
+    open.write_at(0, b"2").unwrap();
+    assert_eq!(fs.keys().await, [""; 0], "close does not wait");
+    fs.clock.advance(Duration::from_millis(100));
+    fs.eventually(async || fs.keys().await == ["closed"]).await;
+    fs.clock.advance(Duration::from_secs(30));
+    fs.eventually(async || fs.keys().await == ["closed", "open"])
+        .await;
+}
+
+#[tokio::test]
+async fn with_durability_local_an_fsync_waits_for_no_store() {
+    let write = WriteOptions {
+        durability: Durability::Local,
+        ..WriteOptions::default()
+    };
+    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let fs = TestFs::with(bucket, write).await;
+    let file = fs.create("a").await.unwrap();
+    file.write_at(0, b"1").unwrap();
+    file.fsync().await.unwrap();
+    assert_eq!(fs.keys().await, [""; 0]);
+    file.write_at(0, b"2").unwrap();
+    assert_eq!(fs.after_crash().await.read("a").await.unwrap(), b"2");
+}
