@@ -97,9 +97,11 @@ pub(super) async fn serve_plugin(
         .context("the plugin's socket")
 }
 
-/// Mounts anew what an earlier daemon left to running containers.
-pub(super) async fn heal(driver: Driver) {
+/// Mounts anew what an earlier daemon left to running containers, then goes on with what it could not bring
+/// into the buckets.
+pub(super) async fn take_up(driver: Driver) {
     driver.heal().await;
+    driver.resume().await;
 }
 
 /// The names of all volumes.

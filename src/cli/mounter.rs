@@ -100,6 +100,10 @@ impl Mounter for FuseMounter {
         Ok(())
     }
 
+    async fn resume(&self, spec: &VolumeSpec) -> Result<(), MountError> {
+        self.shared.filesystems.resume(&spec.options).await
+    }
+
     async fn mount(&self, spec: &VolumeSpec) -> Result<Box<dyn Mount>, MountError> {
         let (tell, told) = oneshot::channel();
         let work = Arc::clone(&self.shared).mount(spec.clone());
@@ -120,10 +124,7 @@ impl Mounter for FuseMounter {
 
 impl Shared {
     async fn mount(self: Arc<Self>, spec: VolumeSpec) -> Result<FuseMount, MountError> {
-        let lease = self
-            .filesystems
-            .acquire(&spec.options, &spec.id.to_string())
-            .await?;
+        let lease = self.filesystems.acquire(&spec.options, None).await?;
         let place = VolumePlace {
             shared: self,
             name: spec.name,
@@ -156,7 +157,9 @@ pub async fn mount_at(
         .map_err(|_| MountError::Refused(format!("{shown} does not answer")))??
         .map_err(refused)?;
     let label = label(&mountpoint, options);
-    let lease = FileSystems::new(host).acquire(options, &label).await?;
+    let lease = FileSystems::new(host)
+        .acquire(options, Some(&label))
+        .await?;
     Ok(Box::new(start(lease, options, mountpoint).await?))
 }
 

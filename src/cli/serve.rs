@@ -124,7 +124,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<ExitCode> {
         mounter: Arc::clone(&mounter),
         driver: Arc::clone(&driver),
     };
-    tokio::spawn(compose::heal(Arc::clone(&driver)));
+    tokio::spawn(compose::take_up(Arc::clone(&driver)));
     let closing = CancellationToken::new();
     let control = match ControlSocket::bind(&control::run_dir()) {
         Ok(socket) => Some(tokio::spawn(socket.serve(

@@ -110,6 +110,10 @@ impl Mounter for Tracked {
         self.mounter.check(spec).await
     }
 
+    async fn resume(&self, spec: &VolumeSpec) -> Result<(), MountError> {
+        self.mounter.resume(spec).await
+    }
+
     async fn mount(&self, spec: &VolumeSpec) -> Result<Box<dyn Mount>, MountError> {
         let mount = self.mounter.mount(spec).await?;
         let held = Arc::new(Held::new(mount, &spec.options, Some(&spec.name)));

@@ -31,10 +31,34 @@ impl FileSystem {
         Ok(())
     }
 
-    /// An inode has another tree place: the journal has to know, if it knows the old one.
-    pub(crate) fn moved_in_journal(&self, tree: &Tree, ino: u64) -> io::Result<()> {
-        if self.journal.has_place(ino) {
-            self.place_in_journal(tree, ino)?;
+    /// An inode has got another tree place, where `replaced` was: one record says all of it, if the journal has
+    /// heard of either.
+    pub(crate) fn record_rename(
+        &self,
+        tree: &Tree,
+        inode: &Inode,
+        replaced: Option<&Inode>,
+    ) -> io::Result<()> {
+        let was_changed = replaced.is_some_and(|replaced| replaced.state.lock().journaled);
+        let Some((parent, name)) = tree.place_of(inode.ino) else {
+            return Ok(());
+        };
+        if was_changed || self.journal.has_place(inode.ino) {
+            self.place_in_journal(tree, parent)?;
+            let state = inode.state.lock();
+            let renamed = Record::Renamed {
+                ino: inode.ino,
+                parent,
+                name: name.to_string(),
+                is_directory: tree.is_directory(inode.ino) == Some(true),
+                replaced: replaced.map(|replaced| replaced.ino),
+                remote: state.remote.as_ref().map(sent),
+                overwrites: state.overwrites.clone(),
+            };
+            self.journal.rename(inode.ino, parent, &name, &renamed)?;
+        }
+        if let Some(replaced) = replaced {
+            self.settle(replaced.ino, &mut replaced.state.lock());
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::attr::{Attr, Caller};
 use super::cache::{BlockCache, ObjectSource};
 use super::error::FsError;
 use super::handles::Handles;
-use super::inode::{Inode, Remote, UploadFailure};
+use super::inode::{Inode, Linked, Remote, UploadFailure};
 use super::journal::Journal;
 use super::name::{Name, NameError};
 use super::staging::Staging;
@@ -261,7 +261,7 @@ impl FileSystem {
         (status.cache_lookups, status.cache_hits) = self.settings.cache.lookups_and_hits();
         for inode in self.tree.lock().inodes() {
             let state = inode.state.lock();
-            if state.unsent.any() && state.linked == super::inode::Linked::Yes {
+            if state.unsent.any() && state.linked == Linked::Yes {
                 status.dirty_files += 1;
                 status.dirty_bytes += state
                     .staged
@@ -270,6 +270,16 @@ impl FileSystem {
             }
         }
         status
+    }
+
+    /// Whether anything is to be done that is not in the bucket yet.
+    pub fn has_pending(&self) -> bool {
+        let tree = self.tree.lock();
+        let is_pending = |inode: &Arc<Inode>| {
+            let state = inode.state.lock();
+            state.unsent.any() && state.linked == Linked::Yes
+        };
+        tree.inodes().any(is_pending) || tree.orphans().next().is_some()
     }
 
     /// Nobody uses the volume any more: nothing is sent from now on. What is not in the bucket is named in the

@@ -105,6 +105,29 @@ struct Dentry {
 struct Tombstone {
     changed: u64,
     since: Duration,
+    buried: Buried,
+}
+
+/// What is gone from under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Buried {
+    /// Whatever had the name.
+    Name,
+    /// An object that was hidden; a directory of the same name may well be there.
+    File,
+    /// A directory's marker that was hidden; a file of the same name may well be there.
+    Directory,
+}
+
+impl Buried {
+    /// Whether an answer that tells of a directory, or of a file, is about what is gone.
+    fn was(self, is_directory: bool) -> bool {
+        match self {
+            Self::Name => true,
+            Self::File => !is_directory,
+            Self::Directory => is_directory,
+        }
+    }
 }
 
 /// What the tree knows of a name.
@@ -244,7 +267,7 @@ impl Tree {
         let is_removed = directory
             .removed
             .get(name)
-            .is_some_and(|tombstone| believed(tombstone.since));
+            .is_some_and(|t| t.buried == Buried::Name && believed(t.since));
         if is_removed || self.is_hidden(parent, name, true) || parent == ROOT && name == RESERVED {
             return Known::Absent;
         }
@@ -361,6 +384,7 @@ impl Tree {
         let tombstone = Tombstone {
             changed: self.sequence,
             since: now,
+            buried: Buried::Name,
         };
         let Some(directory) = self.directory_mut(parent) else {
             return;
@@ -393,6 +417,7 @@ impl Tree {
             Tombstone {
                 changed: sequence,
                 since: now,
+                buried: Buried::Name,
             },
             now,
         );

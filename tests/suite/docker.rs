@@ -189,11 +189,8 @@ fn docker_cp_goes_both_ways_and_the_container_keeps_its_volume() {
 
     // The engine unmounts after each copy with the id of the container's own mount.
     engine.docker(&["exec", "box", "sh", "-ec", "echo still here >/data/after"]);
-    assert_eq!(s3.account().get("in").as_deref(), Some(&b"copied in\n"[..]));
-    assert_eq!(
-        s3.account().get("after").as_deref(),
-        Some(&b"still here\n"[..])
-    );
+    s3.account().becomes("in", Some(b"copied in\n"));
+    s3.account().becomes("after", Some(b"still here\n"));
     // And a stopped container can be copied from as well.
     engine.docker(&["stop", "--time", "0", "box"]);
     engine.docker(&["cp", "box:/data/after", &format!("{local}.stopped")]);

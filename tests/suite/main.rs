@@ -15,6 +15,8 @@ mod plugin;
 
 // The program as a script meets it: help, bad input, exit statuses; no mount is made.
 mod cli;
+#[cfg(feature = "fuse-tests")]
+mod crash;
 
 // Mounting: sessions of the kernel, who holds them, what a dead one leaves behind.
 #[cfg(feature = "fuse-tests")]

@@ -6,8 +6,10 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::Host;
@@ -16,6 +18,9 @@ use crate::config::{Location, Options};
 use crate::fs::{FileSystem, FsError, Settings};
 use crate::plugin::bucket::MountError;
 use crate::store::{Bucket, StoreError};
+
+/// How often a file system that nobody uses is asked whether all of it is in the bucket.
+const PENDING_POLL: Duration = Duration::from_millis(250);
 
 /// What two volumes have to have in common to be the same files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,6 +35,22 @@ impl Place {
             endpoint: options.endpoint.url.clone(),
             location: options.location.clone(),
         }
+    }
+
+    /// What its journal is filed under: volumes of one place have one journal, whichever is mounted first.
+    fn label(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.endpoint.as_deref().unwrap_or_default());
+        // No URL holds a NUL, so that the two cannot run together.
+        hash.update([0]);
+        hash.update(self.location.to_string());
+        let digest = hash.finalize();
+        digest
+            .iter()
+            .take(8)
+            .fold("place-".to_owned(), |text, byte| {
+                format!("{text}{byte:02x}")
+            })
     }
 }
 
@@ -80,18 +101,19 @@ impl FileSystems {
         Ok(Arc::new(bucket))
     }
 
-    /// The file system at the options' place, opened if nobody has it open. `label` names its staging
-    /// below the state directory then.
+    /// The file system at the options' place, opened if nobody has it open. Its journal is filed under `label`
+    /// below the state directory then, or under the place itself.
     ///
     /// The bucket is asked with these options in any case: a volume must not reach by another volume's
     /// credentials what its own do not open.
     pub(super) async fn acquire(
         &self,
         options: &Options,
-        label: &str,
+        label: Option<&str>,
     ) -> Result<Lease, MountError> {
         let bucket = self.check(options).await?;
         let place = Place::of(options);
+        let label = label.map_or_else(|| place.label(), str::to_owned);
         let slot = Arc::clone(self.slots.lock().entry(place.clone()).or_default());
         let mut open = slot.lock().await;
         let opened = match open.as_mut() {
@@ -99,7 +121,7 @@ impl FileSystems {
                 open.leases += 1;
                 Ok(Arc::clone(&open.filesystem))
             }
-            None => match self.open(bucket, options, label).await {
+            None => match self.open(bucket, options, &label).await {
                 Ok(filesystem) => {
                     *open = Some(Open {
                         filesystem: Arc::clone(&filesystem),
@@ -126,6 +148,16 @@ impl FileSystems {
                 Err(error)
             }
         }
+    }
+
+    /// Opens the file system at the options' place if an earlier process left changes there that are not in the
+    /// bucket; it goes on until they are.
+    pub(super) async fn resume(&self, options: &Options) -> Result<(), MountError> {
+        let state = self.host.state_dir.join(Place::of(options).label());
+        if state.exists() {
+            self.acquire(options, None).await?.release().await;
+        }
+        Ok(())
     }
 
     async fn open(
@@ -200,16 +232,41 @@ struct Held {
 
 impl Held {
     async fn release(self) {
-        let mut open = self.slot.lock().await;
-        if let Some(shared) = open.as_mut() {
-            shared.leases = shared.leases.saturating_sub(1);
-            if shared.leases == 0
+        let pending = {
+            let mut open = self.slot.lock().await;
+            open.as_mut().and_then(|shared| {
+                shared.leases = shared.leases.saturating_sub(1);
+                let is_pending = shared.leases == 0 && shared.filesystem.has_pending();
+                is_pending.then(|| Arc::clone(&shared.filesystem))
+            })
+        };
+        match pending {
+            Some(filesystem) => {
+                tokio::spawn(self.close_when_settled(filesystem));
+            }
+            None => self.close_if_unused().await,
+        }
+    }
+
+    /// Nobody uses it, and it has changes that are not in the bucket: it lives on until they are, or until
+    /// somebody uses it again.
+    async fn close_when_settled(self, filesystem: Arc<FileSystem>) {
+        while filesystem.has_pending() {
+            tokio::time::sleep(PENDING_POLL).await;
+        }
+        drop(filesystem);
+        self.close_if_unused().await;
+    }
+
+    async fn close_if_unused(self) {
+        {
+            let mut open = self.slot.lock().await;
+            if open.as_ref().is_some_and(|open| open.leases == 0)
                 && let Some(last) = open.take()
             {
                 last.filesystem.close();
             }
         }
-        drop(open);
         self.forget_if_closed();
     }
 
@@ -298,10 +355,7 @@ mod tests {
             error.to_string(),
             "s3://photos/2026: https://s3.example.com: timed out"
         );
-        let error = fs_error(
-            &photos(),
-            &FsError::TimedOut(std::time::Duration::from_secs(3)),
-        );
+        let error = fs_error(&photos(), &FsError::TimedOut(Duration::from_secs(3)));
         assert!(matches!(error, MountError::TimedOut(_)));
         assert!(error.to_string().starts_with("s3://photos/2026: "));
     }

@@ -152,6 +152,20 @@ impl Journal {
         Ok(())
     }
 
+    /// Writes down that an inode the log knows has another tree place.
+    pub(crate) fn rename(
+        &self,
+        ino: u64,
+        parent: u64,
+        name: &Arc<str>,
+        renamed: &Record,
+    ) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.append(renamed)?;
+        inner.placed.insert(ino, (parent, Arc::clone(name)));
+        Ok(())
+    }
+
     /// Whether the log knows of the inode's tree place.
     pub(crate) fn has_place(&self, ino: u64) -> bool {
         self.inner.lock().placed.contains_key(&ino)

@@ -26,6 +26,16 @@ pub(crate) enum Record {
         name: String,
         is_directory: bool,
     },
+    /// An inode has another tree place, and what had that place before is gone.
+    Renamed {
+        ino: u64,
+        parent: u64,
+        name: String,
+        is_directory: bool,
+        replaced: Option<u64>,
+        remote: Option<SentObject>,
+        overwrites: Option<ObjectVersion>,
+    },
     /// All of an inode that is not in the bucket, but for its extents: they follow. Replaces what the journal
     /// said of the inode before.
     Changed(Box<ChangedInode>),

@@ -53,6 +53,29 @@ impl Replay {
                 };
                 self.places.insert(ino, placement);
             }
+            Record::Renamed {
+                ino,
+                parent,
+                name,
+                is_directory,
+                replaced,
+                remote,
+                overwrites,
+            } => {
+                let placement = Placement {
+                    parent,
+                    name,
+                    is_directory,
+                };
+                self.places.insert(ino, placement);
+                if let Some(inode) = self.inodes.get_mut(&ino) {
+                    inode.changed.remote = remote;
+                    inode.changed.overwrites = overwrites;
+                }
+                if let Some(replaced) = replaced {
+                    self.inodes.remove(&replaced);
+                }
+            }
             Record::Changed(changed) => {
                 let inode = ReplayedInode {
                     content: changed.base_len.map(ContentMap::new),

@@ -177,15 +177,12 @@ impl FileSystem {
             .child(target.parent, &target.name)
             .and_then(|ino| tree.inode(ino));
         tree.rename(inode.ino, target.parent, &target.name, self.now());
-        if let Some(replaced) = replaced {
-            self.settle(replaced.ino, &mut replaced.state.lock());
+        {
+            let mut state = inode.state.lock();
+            state.remote = remote;
+            state.overwrites = overwrites;
         }
-        let mut state = inode.state.lock();
-        state.remote = remote;
-        state.overwrites = overwrites;
-        self.record_base(inode.ino, &mut state)?;
-        drop(state);
-        self.moved_in_journal(tree, inode.ino)
+        self.record_rename(tree, inode, replaced.as_deref())
     }
 
     async fn rename_directory(
@@ -284,7 +281,7 @@ impl FileSystem {
             }
             self.record_base(inode.ino, &mut state)?;
         }
-        self.moved_in_journal(&tree, inode.ino)
+        self.record_rename(&tree, inode, None)
     }
 
     async fn objects_below(&self, from: &Key, to: &Key) -> Result<Vec<Moved>, FsError> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ROOT, Tombstone, Tree};
+use super::{Buried, ROOT, Tombstone, Tree};
 use crate::fs::inode::Inode;
 use crate::fs::name::Name;
 use crate::store::Key;
@@ -34,6 +34,11 @@ impl Tree {
             let tombstone = Tombstone {
                 changed: sequence,
                 since: now,
+                buried: if key.is_dir() {
+                    Buried::Directory
+                } else {
+                    Buried::File
+                },
             };
             directory.bury(&name, tombstone, now);
         }

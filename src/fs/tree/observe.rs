@@ -48,12 +48,13 @@ impl Tree {
         now: Duration,
         cache: &BlockCache,
     ) -> Option<Arc<Inode>> {
-        let key = self.child_key(parent, name, !matches!(observed, Observed::Object(_)))?;
+        let is_directory = !matches!(observed, Observed::Object(_));
+        let key = self.child_key(parent, name, is_directory)?;
         let directory = self.directory(parent)?;
         let is_removed = directory
             .removed
             .get(name)
-            .is_some_and(|tombstone| tombstone.changed > asked);
+            .is_some_and(|t| t.changed > asked && t.buried.was(is_directory));
         if is_removed || parent == ROOT && &**name == RESERVED {
             return None;
         }
@@ -86,11 +87,10 @@ impl Tree {
             // Another object by the same name is another inode; whoever has the old one open keeps it.
             self.unlink_node(ino);
         }
-        if self.is_hidden(parent, name, !matches!(observed, Observed::Object(_))) {
+        if self.is_hidden(parent, name, is_directory) {
             return None;
         }
         let inode = self.new_observed(&key, observed, cache);
-        let is_directory = !matches!(observed, Observed::Object(_));
         self.link(parent, name, &inode, is_directory, now);
         let dentry = self.directory_mut(parent)?.children.get_mut(name)?;
         dentry.changed = 0;

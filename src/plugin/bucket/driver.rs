@@ -27,6 +27,10 @@ use crate::config::{Location, Scheme};
 use crate::plugin::driver::Volume as Described;
 use crate::plugin::driver::{Caller, PluginError, VolumeDriver};
 
+/// First and longest pause before a store that is away is asked again whether it takes what is pending.
+const RESUME_FIRST: Duration = Duration::from_secs(1);
+const RESUME_LAST: Duration = Duration::from_secs(60);
+
 /// What the daemon's operator decides.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -154,6 +158,24 @@ impl BucketDriver {
                 Err(error) => {
                     tracing::error!(volume = %volume.name, "containers still look at a dead mount: {error}");
                 }
+            }
+        }))
+        .await;
+    }
+
+    /// Goes on with what an earlier daemon accepted and could not bring into the buckets. To be called once; it
+    /// returns when that is under way for each volume, however long a store is away.
+    pub async fn resume(&self) {
+        let volumes = self.snapshot();
+        join_all(volumes.values().map(|volume| async move {
+            let Ok(spec) = volume.definition.spec(&volume.name) else {
+                return;
+            };
+            let mut pause = RESUME_FIRST;
+            while let Err(error) = self.context.mounter.resume(spec).await {
+                tracing::warn!(volume = %volume.name, "changes wait for their bucket: {error}");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RESUME_LAST);
             }
         }))
         .await;

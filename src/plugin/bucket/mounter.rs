@@ -34,6 +34,10 @@ pub trait Mounter: Send + Sync + 'static {
     /// Asks the store whether the volume could be mounted.
     async fn check(&self, spec: &VolumeSpec) -> Result<(), MountError>;
 
+    /// Goes on with what an earlier daemon accepted for the volume and could not bring into the bucket, without
+    /// mounting it. Returns when that is under way; at once if there is nothing.
+    async fn resume(&self, spec: &VolumeSpec) -> Result<(), MountError>;
+
     /// Mounts the volume. When it returns, the mount point can be used.
     async fn mount(&self, spec: &VolumeSpec) -> Result<Box<dyn Mount>, MountError>;
 }

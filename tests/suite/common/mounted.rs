@@ -78,6 +78,20 @@ impl Mounted {
         self.mount();
     }
 
+    /// SIGKILL: the program has no last word.
+    pub(crate) fn kill(&mut self) {
+        let mut process = self.process.take().expect("it is mounted");
+        process.kill().expect("a signal");
+        process.wait().expect("it is gone");
+    }
+
+    /// Clears the dead mount away and mounts again on the state that the killed program left.
+    pub(crate) fn mount_after_kill(&mut self) {
+        succeed(bounded(10, "umount").arg("--lazy").arg(self.path("")));
+        self.remounts -= 1;
+        self.mount();
+    }
+
     /// Ends the mount by SIGTERM, which has to end well.
     pub(crate) fn unmount(&mut self) {
         let mut process = self.process.take().expect("it is mounted");
@@ -167,7 +181,7 @@ impl Mounted {
             .place
             .path()
             .join(format!("home/state-{}", self.remounts));
-        fs::create_dir(&state).expect("a directory");
+        fs::create_dir_all(&state).expect("a directory");
         chown(&state, Some(self.user), Some(self.user)).expect("the user owns it");
         let options = format!(
             "endpoint={},region={},state_dir={}",

@@ -324,6 +324,10 @@ impl Mounter for FakeMounter {
         self.check.lock().clone().unwrap_or(Ok(()))
     }
 
+    async fn resume(&self, _: &VolumeSpec) -> Result<(), MountError> {
+        Ok(())
+    }
+
     async fn mount(&self, spec: &VolumeSpec) -> Result<Box<dyn Mount>, MountError> {
         self.attempts.fetch_add(1, SeqCst);
         let step = self.steps.lock().pop_front();
