@@ -4,7 +4,7 @@
 #
 #   YES=1   does not ask (nor does CI=true, where a part that cannot run is a failure)
 #   ONLY="lint plain fuse"   runs these parts only
-#   LONG=1  4000 random cases for each property, and the tests that take minutes each
+#   LONG=1  4000 random cases for each property, 500 kills, and the tests that take minutes each
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -91,7 +91,7 @@ tests() {
 nextest_profile=()
 if [ "${LONG:-}" = 1 ]; then
     nextest_profile=(--profile long --run-ignored all)
-    export PROPTEST_CASES="${PROPTEST_CASES:-4000}"
+    export PROPTEST_CASES="${PROPTEST_CASES:-4000}" BUCKETVOL_KILLS="${BUCKETVOL_KILLS:-500}"
 fi
 
 can_fuse() {

@@ -14,7 +14,7 @@ use super::journal::Left;
 use super::journal::record::{ChangedInode, Record, SentObject};
 use super::journal::replay::{Replay, ReplayedInode};
 use super::tree::{ROOT, Tree};
-use crate::store::Key;
+use crate::store::{Key, ObjectVersion};
 
 impl FileSystem {
     /// Writes down where an inode and the directories above it are. What is going to be changed needs it.
@@ -31,34 +31,131 @@ impl FileSystem {
         Ok(())
     }
 
-    /// An inode has got another tree place, where `replaced` was: one record says all of it, if the journal has
-    /// heard of either.
-    pub(crate) fn record_rename(
+    /// Gives a file another name, here and in the journal by one record. What it leaves behind in the bucket is
+    /// doomed; what had the name before is to be overwritten.
+    pub(crate) fn move_file(
         &self,
-        tree: &Tree,
-        inode: &Inode,
-        replaced: Option<&Inode>,
+        tree: &mut Tree,
+        inode: &Arc<Inode>,
+        (parent, name): (u64, &Arc<str>),
+        replaced: Option<&Arc<Inode>>,
+        (from, to): (&Key, &Key),
     ) -> io::Result<()> {
-        let was_changed = replaced.is_some_and(|replaced| replaced.state.lock().journaled);
-        let Some((parent, name)) = tree.place_of(inode.ino) else {
-            return Ok(());
-        };
-        if was_changed || self.journal.has_place(inode.ino) {
-            self.place_in_journal(tree, parent)?;
-            let state = inode.state.lock();
-            let renamed = Record::Renamed {
-                ino: inode.ino,
-                parent,
-                name: name.to_string(),
-                is_directory: tree.is_directory(inode.ino) == Some(true),
-                replaced: replaced.map(|replaced| replaced.ino),
-                remote: state.remote.as_ref().map(sent),
-                overwrites: state.overwrites.clone(),
-            };
-            self.journal.rename(inode.ino, parent, &name, &renamed)?;
-        }
+        let (mut doomed, mut orphans) = (Vec::new(), Vec::new());
+        let mut overwrites = None;
         if let Some(replaced) = replaced {
+            let state = replaced.state.lock();
+            overwrites = state.occupant(to);
+            match &state.remote {
+                Some(remote) if remote.key != *to => {
+                    doomed.push(sent(remote));
+                    orphans.push((remote.key.clone(), Arc::clone(replaced)));
+                }
+                // Whoever has it open reads it there until it is overwritten.
+                Some(_) if state.opens > 0 => orphans.push((to.clone(), Arc::clone(replaced))),
+                _ => {}
+            }
+        }
+        self.place_in_journal(tree, parent)?;
+        {
+            let mut state = inode.state.lock();
+            if let Some(version) = state.overwrites.clone() {
+                let left = nameless_object(from, version);
+                orphans.extend(self.orphan_of(tree, &left));
+                doomed.push(left);
+            }
+            let is_known = state.journaled || state.remote.is_some();
+            if is_known || replaced.is_some() || !doomed.is_empty() {
+                let renamed = Record::Renamed {
+                    ino: inode.ino,
+                    parent,
+                    name: name.to_string(),
+                    is_directory: false,
+                    replaced: replaced.map(|replaced| replaced.ino),
+                    overwrites: overwrites.clone(),
+                    doomed,
+                };
+                self.record(inode.ino, &mut state, &renamed)?;
+            }
+            state.overwrites = overwrites;
+        }
+        self.journal.note_place(inode.ino, parent, name);
+        tree.rename(inode.ino, parent, name, self.now());
+        tree.note_place(inode, self.now());
+        if let Some(replaced) = replaced {
+            tree.note_place(replaced, self.now());
             self.settle(replaced.ino, &mut replaced.state.lock());
+        }
+        self.add_orphans(tree, orphans);
+        Ok(())
+    }
+
+    /// Takes a file's name away, here and in the journal by one record. What it leaves behind in the bucket is
+    /// doomed.
+    pub(crate) fn unlink_file(
+        &self,
+        tree: &mut Tree,
+        inode: &Arc<Inode>,
+        (parent, name): (u64, &Arc<str>),
+        key: &Key,
+    ) -> io::Result<()> {
+        let (mut doomed, mut orphans) = (Vec::new(), Vec::new());
+        {
+            let mut state = inode.state.lock();
+            let at = state.remote.as_ref().map(|remote| remote.key.clone());
+            if let Some(remote) = &state.remote {
+                doomed.push(sent(remote));
+            }
+            if at.is_some() || state.sending {
+                orphans.push((at.unwrap_or_else(|| key.clone()), Arc::clone(inode)));
+            }
+            if let Some(version) = state.overwrites.take() {
+                let left = nameless_object(key, version);
+                orphans.extend(self.orphan_of(tree, &left));
+                doomed.push(left);
+            }
+            if state.journaled || !doomed.is_empty() {
+                let ino = inode.ino;
+                self.journal.append(&Record::Unlinked { ino, doomed })?;
+            }
+        }
+        tree.remove(parent, name, self.now());
+        tree.note_place(inode, self.now());
+        self.settle(inode.ino, &mut inode.state.lock());
+        self.add_orphans(tree, orphans);
+        Ok(())
+    }
+
+    /// What stands for an object without a name, if nobody who has it open does.
+    fn orphan_of(&self, tree: &mut Tree, object: &SentObject) -> Option<(Key, Arc<Inode>)> {
+        let has_keeper = tree.orphans_at(&object.key).iter().any(|(_, inode)| {
+            let state = inode.state.lock();
+            let version = state.remote.as_ref().map(|remote| &remote.version);
+            state.opens > 0 && version == Some(&object.version)
+        });
+        (!has_keeper).then(|| {
+            let inode = tree.nameless(self.remote_of(object.clone()));
+            (object.key.clone(), inode)
+        })
+    }
+
+    /// Keeps objects without names until nobody has them open; those that nobody has set out at once.
+    pub(crate) fn add_orphans(&self, tree: &mut Tree, orphans: Vec<(Key, Arc<Inode>)>) {
+        let now = self.now();
+        for (key, inode) in orphans {
+            let is_open = inode.state.lock().opens > 0;
+            let ino = inode.ino;
+            tree.add_orphan(key, inode);
+            if !is_open {
+                self.uploader.tell(|queue| queue.urgent(ino, now));
+            }
+        }
+    }
+
+    /// A directory has got another tree place.
+    pub(crate) fn record_directory_rename(&self, tree: &Tree, ino: u64) -> io::Result<()> {
+        if self.journal.has_place(ino) {
+            self.place_in_journal(tree, ino)?;
         }
         Ok(())
     }
@@ -83,8 +180,14 @@ impl FileSystem {
         self.journal.append(record)
     }
 
-    /// The inode's object is another, by another request than an upload.
-    pub(crate) fn record_base(&self, ino: u64, state: &mut InodeState) -> io::Result<()> {
+    /// The inode's object is another, by another request than an upload; the one before is doomed if there is
+    /// one.
+    pub(crate) fn record_base(
+        &self,
+        ino: u64,
+        state: &mut InodeState,
+        doomed: Option<SentObject>,
+    ) -> io::Result<()> {
         if !state.journaled {
             return Ok(());
         }
@@ -92,6 +195,7 @@ impl FileSystem {
             ino,
             remote: state.remote.as_ref().map(sent),
             overwrites: state.overwrites.clone(),
+            doomed,
         };
         self.record(ino, state, &record)
     }
@@ -108,11 +212,16 @@ impl FileSystem {
         tree.add_orphan(key, Arc::clone(inode));
     }
 
-    /// The object that was kept at `key` for the inode is gone.
-    pub(crate) fn forget_doomed(&self, key: &Key, ino: u64) {
+    /// The object of this version that was kept at `key` for the inode is gone, or is another's.
+    pub(crate) fn forget_doomed(&self, key: &Key, inode: &Inode, version: Option<ObjectVersion>) {
         let now = self.now();
-        self.tree.lock().remove_orphan(key, ino, now);
-        let deleted = Record::Deleted { key: key.clone() };
+        self.tree.lock().remove_orphan(key, inode.ino, now);
+        self.uploader.tell(|queue| queue.settled(inode.ino, now));
+        let Some(version) = version else { return };
+        let deleted = Record::Deleted {
+            key: key.clone(),
+            version,
+        };
         if let Err(error) = self.journal.append(&deleted) {
             tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
         }
@@ -123,14 +232,19 @@ impl FileSystem {
         if !state.journaled {
             return;
         }
-        state.journaled = false;
-        state.write = None;
-        let now = self.now();
-        self.uploader.tell(|queue| queue.settled(ino, now));
+        self.forget_changed(ino, state);
         if let Err(error) = self.journal.append(&Record::Settled { ino }) {
             // Worst comes to worst the next process sends it once more, and finds its own object.
             tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
         }
+    }
+
+    /// The journal has been told that nothing of the inode is left to send.
+    pub(crate) fn forget_changed(&self, ino: u64, state: &mut InodeState) {
+        state.journaled = false;
+        state.write = None;
+        let now = self.now();
+        self.uploader.tell(|queue| queue.settled(ino, now));
         self.staging.remove(ino);
     }
 
@@ -141,8 +255,6 @@ impl FileSystem {
             mut replay,
             other_boot,
         } = left;
-        let is_changed = |inode: &ReplayedInode| inode.changed.unsent.any();
-        replay.inodes.retain(|_, inode| is_changed(inode));
         let mut changed: Vec<u64> = replay.inodes.keys().copied().collect();
         changed.sort_unstable();
         self.staging
@@ -155,10 +267,17 @@ impl FileSystem {
         for (ino, replayed) in std::mem::take(&mut replay.inodes) {
             let inode = tree.inode(ino).ok_or(FsError::NoEntry)?;
             self.place_in_journal(&tree, ino)?;
+            {
+                let mut state = inode.state.lock();
+                self.fill(ino, &mut state, replayed, other_boot)?;
+                for record in snapshot(ino, &state) {
+                    self.journal.append(&record)?;
+                }
+            }
+            tree.note_place(&inode, self.now());
             let mut state = inode.state.lock();
-            self.fill(ino, &mut state, replayed, other_boot)?;
-            for record in snapshot(ino, &state) {
-                self.journal.append(&record)?;
+            if !state.unsent.any() {
+                self.settle(ino, &mut state);
             }
         }
         for object in std::mem::take(&mut replay.doomed).into_values() {
@@ -203,7 +322,7 @@ impl FileSystem {
         Ok(())
     }
 
-    fn remote_of(&self, object: SentObject) -> Remote {
+    pub(crate) fn remote_of(&self, object: SentObject) -> Remote {
         self.written(object.key, object.size, object.version)
     }
 
@@ -271,6 +390,15 @@ fn place(
         tree.restore(ino, placement.parent, &name, placement.is_directory, now);
     }
     Ok(())
+}
+
+/// An object of which only the version matters.
+fn nameless_object(key: &Key, version: ObjectVersion) -> SentObject {
+    SentObject {
+        key: key.clone(),
+        size: 0,
+        version,
+    }
 }
 
 /// An object as the journal has it.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use super::attr::{Attr, Caller};
 use super::cache::{BlockCache, ObjectSource};
@@ -30,6 +31,9 @@ use crate::store::{Attributes, Bucket, FileKind, Key, Metadata};
 
 /// How long a name or attribute is believed when the user asserts that nobody else writes.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The journal of a volume whose own cannot be read, below that one's directory.
+const JOURNAL_OF_A_READER: &str = "reader";
 
 /// Where the root's attributes are kept in a bucket used whole: it has no marker of its own.
 const ROOT_ATTRIBUTES: &str = ".bucketvol/root";
@@ -91,6 +95,8 @@ pub struct FileSystem {
     pub(crate) handles: Handles,
     pub(crate) staging: Staging,
     pub(crate) journal: Journal,
+    /// Where requests to the store run that a FUSE thread begins.
+    pub(crate) runtime: Handle,
     /// Kernels' connections there have been. More than one (two volumes of one place) is more than one page
     /// cache, and none of them hears of the others' writes.
     connections: AtomicU32,
@@ -145,10 +151,22 @@ impl Drop for Hidden<'_> {
 }
 
 impl FileSystem {
-    /// Opens a volume: one request, for the root's attributes.
-    pub async fn open(bucket: Arc<Bucket>, settings: Settings) -> Result<Arc<Self>, FsError> {
-        let (journal, left) =
-            Journal::open(&settings.staging_dir).map_err(std::io::Error::other)?;
+    /// Opens a volume: one request, for the root's attributes. What an earlier process could not bring into the
+    /// bucket is taken up. If that cannot be read the volume is read-only, and [`Status::last_error`] says why.
+    pub async fn open(bucket: Arc<Bucket>, mut settings: Settings) -> Result<Arc<Self>, FsError> {
+        let mut unreadable = None;
+        let (journal, left) = match Journal::open(&settings.staging_dir) {
+            Err(error) if error.is_unreadable() => {
+                let error = format!("the volume is read-only: {error}");
+                tracing::error!(bucket = %bucket.location(), "{error}");
+                unreadable = Some(error);
+                settings.read_only = true;
+                // Nothing will be written down, and what cannot be read stays for somebody who can.
+                Journal::open(&settings.staging_dir.join(JOURNAL_OF_A_READER))
+            }
+            opened => opened,
+        }
+        .map_err(std::io::Error::other)?;
         let staging = Staging::open(journal.files())?;
         let now = settings.clock.wall();
         let ownership = settings.ownership;
@@ -163,13 +181,14 @@ impl FileSystem {
             handles: Handles::default(),
             staging,
             journal,
+            runtime: Handle::current(),
             connections: AtomicU32::new(0),
             turnstile: Arc::default(),
             uploader: Arc::new(Uploader::new(
                 settings.write.upload_delay,
                 settings.write.max_dirty_age,
             )),
-            last_error: Mutex::new(None),
+            last_error: Mutex::new(unreadable),
             settings,
         });
         fs.read_root().await?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::error::FsError;
-use super::inode::Inode;
+use super::inode::{Inode, InodeState};
 use super::ops::dir::DirStream;
 use super::readahead::Readahead;
 
@@ -17,11 +17,22 @@ pub(crate) struct FileHandle {
     pub(crate) inode: Arc<Inode>,
     pub(crate) writable: bool,
     pub(crate) readahead: Mutex<Readahead>,
+    /// The inode's when it was opened.
+    pub(crate) lineage: u32,
     /// The inode's failure that this handle has reported.
     pub(crate) reported: AtomicU32,
 }
 
 impl FileHandle {
+    /// Fails if the name that was opened is another host's file by now.
+    pub(crate) fn check_lineage(&self, state: &InodeState) -> Result<(), FsError> {
+        if self.lineage == state.lineage {
+            Ok(())
+        } else {
+            Err(FsError::Stale)
+        }
+    }
+
     /// The upload's failure that this handle has not reported yet.
     pub(crate) fn take_failure(&self) -> Option<FsError> {
         let state = self.inode.state.lock();

@@ -45,12 +45,15 @@ pub(crate) struct Remote {
 pub(crate) struct Unsent {
     pub(crate) content: bool,
     pub(crate) attributes: bool,
+    /// The object is not where the inode's name says.
+    #[serde(skip)]
+    pub(crate) place: bool,
 }
 
 impl Unsent {
     /// Whether there is anything to send.
     pub(crate) fn any(self) -> bool {
-        self.content || self.attributes
+        self.content || self.attributes || self.place
     }
 }
 
@@ -92,10 +95,16 @@ pub(crate) struct InodeState {
     pub(crate) unsent: Unsent,
     /// Counts local changes, so that an upload knows whether it has caught up.
     pub(crate) change: u64,
+    /// The key of the object, while that is not the one that the name spells: the tree has it hidden.
+    pub(crate) moved_from: Option<Key>,
+    /// How often the inode has lost its name to another host's file. Who opened it before is told.
+    pub(crate) lineage: u32,
     /// Open file descriptions.
     pub(crate) opens: u32,
     /// Changes of the bucket under way: listings must not judge the inode meanwhile.
     pub(crate) busy: u32,
+    /// A directory whose objects are between two places: no name below it changes.
+    pub(crate) moving: bool,
     pub(crate) linked: Linked,
     /// The journal has it as changed.
     pub(crate) journaled: bool,
@@ -121,8 +130,11 @@ impl Inode {
                 staged: None,
                 unsent: Unsent::default(),
                 change: 0,
+                moved_from: None,
+                lineage: 0,
                 opens: 0,
                 busy: 0,
+                moving: false,
                 linked: Linked::Yes,
                 journaled: false,
                 write: None,
@@ -136,6 +148,30 @@ impl Inode {
     pub(crate) fn busy(&self) -> Busy<'_> {
         self.state.lock().busy += 1;
         Busy(self)
+    }
+}
+
+impl Inode {
+    /// Like [`Inode::busy`], of a directory whose objects are on the way to another place.
+    pub(crate) fn moving(&self) -> Moving<'_> {
+        self.state.lock().moving = true;
+        Moving {
+            inode: self,
+            _busy: self.busy(),
+        }
+    }
+}
+
+/// See [`Inode::moving`].
+#[derive(Debug)]
+pub(crate) struct Moving<'a> {
+    inode: &'a Inode,
+    _busy: Busy<'a>,
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.inode.state.lock().moving = false;
     }
 }
 
@@ -174,6 +210,7 @@ impl Drop for Going<'_> {
 /// A file as it was when an upload began.
 #[derive(Debug)]
 pub(crate) struct Frozen {
+    pub(crate) ino: u64,
     pub(crate) attr: Attr,
     pub(crate) metadata: Metadata,
     /// The metadata to send: they carry the mark of this upload.
@@ -191,11 +228,14 @@ impl InodeState {
         self.unsent.any() || self.busy > 0
     }
 
-    /// The version of what stands at the key that the inode's name spells: its own object, or the one that
+    /// The version of what stands at `key`, which the inode's name spells: its own object, or the one that
     /// its upload is to overwrite. `None`: nothing that we know of.
-    pub(crate) fn occupant(&self) -> Option<ObjectVersion> {
-        let own = self.remote.as_ref().map(|remote| &remote.version);
-        self.overwrites.as_ref().or(own).cloned()
+    pub(crate) fn occupant(&self, key: &Key) -> Option<ObjectVersion> {
+        let own = self.remote.as_ref().filter(|remote| remote.key == *key);
+        self.overwrites
+            .as_ref()
+            .or(own.map(|remote| &remote.version))
+            .cloned()
     }
 
     /// Takes note of a local change.
@@ -213,16 +253,17 @@ impl InodeState {
         self.changed(Unsent {
             content: true,
             attributes: false,
+            place: false,
         });
     }
 
-    /// The state to upload as `write`, or `None` if all is in the bucket.
-    pub(crate) fn freeze(&mut self, write: &WriteId) -> Option<Frozen> {
+    /// The state to upload to `key` as `write`, or `None` if all is in the bucket.
+    pub(crate) fn freeze(&mut self, ino: u64, key: &Key, write: &WriteId) -> Option<Frozen> {
         if !self.unsent.any() {
             return None;
         }
         let precondition = self
-            .occupant()
+            .occupant(key)
             .map_or(Precondition::Absent, Precondition::Version);
         let content = match (&mut self.staged, self.unsent.content) {
             (Some(staged), true) => Some(staged.freeze()),
@@ -231,6 +272,7 @@ impl InodeState {
         let mut metadata = self.metadata.clone();
         self.attr.to_attributes().write_to(&mut metadata);
         Some(Frozen {
+            ino,
             attr: self.attr,
             marked: write.mark(metadata.clone()),
             metadata,
@@ -248,7 +290,6 @@ impl InodeState {
         }
         self.metadata.clone_from(&frozen.metadata);
         self.remote = Some(remote);
-        self.overwrites = None;
         self.failure = None;
         if self.change == frozen.change {
             self.unsent = Unsent::default();

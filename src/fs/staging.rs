@@ -425,7 +425,7 @@ mod tests {
         content.file.set_len(10).unwrap();
         content.file.set_len(20).unwrap();
         let (content, lost) = staging.reopen(7, map, true).unwrap();
-        assert_eq!(lost, [20..30]);
+        assert_eq!(lost, vec![20..30]);
         assert_eq!(
             content.sources(0..30),
             [

@@ -51,6 +51,8 @@ pub(crate) struct Tree {
     /// Keys whose objects are not to be seen, and how many say so: they wait for a last close, or a rename
     /// under way has copied them there.
     hidden: HashMap<Key, usize>,
+    /// Inodes whose objects are not where their names say, by the keys where they still are.
+    moved: BTreeMap<Key, u64>,
 }
 
 #[derive(Debug)]
@@ -167,6 +169,7 @@ impl Tree {
             ownership,
             orphans: HashMap::new(),
             hidden: HashMap::new(),
+            moved: BTreeMap::new(),
         }
     }
 

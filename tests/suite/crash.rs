@@ -96,7 +96,7 @@ fn scribble(path: &Path, mut pages: Vec<u64>, mut random: u64) -> Vec<u64> {
             let version = &mut pages[usize::try_from(index).expect("small")];
             file.write_all_at(&page(*version + 1), index * PAGE as u64)?;
             *version += 1;
-            if next(&mut random) % 50 == 0 {
+            if next(&mut random).is_multiple_of(50) {
                 file.sync_all()?;
             }
         }

@@ -50,6 +50,14 @@ pub(crate) enum LogError {
 }
 
 impl LogError {
+    /// Whether there is a journal of which something is not known: what it holds must not be passed over.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        match self {
+            Self::NotAJournal { .. } | Self::Format { .. } | Self::Damaged { .. } => true,
+            Self::Io { .. } | Self::InUse { .. } => false,
+        }
+    }
+
     pub(super) fn io(path: &Path) -> impl Fn(io::Error) -> Self + '_ {
         |cause| Self::Io {
             path: path.to_path_buf(),

@@ -152,18 +152,10 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes down that an inode the log knows has another tree place.
-    pub(crate) fn rename(
-        &self,
-        ino: u64,
-        parent: u64,
-        name: &Arc<str>,
-        renamed: &Record,
-    ) -> io::Result<()> {
+    /// A record has told of an inode's new tree place.
+    pub(crate) fn note_place(&self, ino: u64, parent: u64, name: &Arc<str>) {
         let mut inner = self.inner.lock();
-        inner.append(renamed)?;
         inner.placed.insert(ino, (parent, Arc::clone(name)));
-        Ok(())
     }
 
     /// Whether the log knows of the inode's tree place.

@@ -33,9 +33,11 @@ pub(crate) enum Record {
         name: String,
         is_directory: bool,
         replaced: Option<u64>,
-        remote: Option<SentObject>,
         overwrites: Option<ObjectVersion>,
+        doomed: Vec<SentObject>,
     },
+    /// An inode has no name any more.
+    Unlinked { ino: u64, doomed: Vec<SentObject> },
     /// All of an inode that is not in the bucket, but for its extents: they follow. Replaces what the journal
     /// said of the inode before.
     Changed(Box<ChangedInode>),
@@ -60,17 +62,25 @@ pub(crate) enum Record {
     /// What has changed so far is being sent; the object will carry this mark.
     Sending { ino: u64, write: WriteId },
     /// What was being sent is in the bucket as this object; what has changed since is not.
-    Sent { ino: u64, remote: SentObject },
+    Sent {
+        ino: u64,
+        remote: SentObject,
+        overwrites: Option<ObjectVersion>,
+        doomed: Option<SentObject>,
+        /// Nothing of the inode is left to send.
+        settled: bool,
+    },
     /// The inode's object was moved or changed by another request than an upload.
     Based {
         ino: u64,
         remote: Option<SentObject>,
         overwrites: Option<ObjectVersion>,
+        doomed: Option<SentObject>,
     },
     /// This object has no name any more, and is to be deleted when nobody has it open.
     Doomed(SentObject),
     /// It is gone.
-    Deleted { key: Key },
+    Deleted { key: Key, version: ObjectVersion },
     /// Nothing of the inode is to be sent any more: all of it was, or its name is gone.
     Settled { ino: u64 },
 }

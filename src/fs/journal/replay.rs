@@ -59,8 +59,8 @@ impl Replay {
                 name,
                 is_directory,
                 replaced,
-                remote,
                 overwrites,
+                doomed,
             } => {
                 let placement = Placement {
                     parent,
@@ -69,12 +69,16 @@ impl Replay {
                 };
                 self.places.insert(ino, placement);
                 if let Some(inode) = self.inodes.get_mut(&ino) {
-                    inode.changed.remote = remote;
                     inode.changed.overwrites = overwrites;
                 }
                 if let Some(replaced) = replaced {
                     self.inodes.remove(&replaced);
                 }
+                self.doom(doomed);
+            }
+            Record::Unlinked { ino, doomed } => {
+                self.inodes.remove(&ino);
+                self.doom(doomed);
             }
             Record::Changed(changed) => {
                 let inode = ReplayedInode {
@@ -84,24 +88,34 @@ impl Replay {
                 };
                 self.inodes.insert(inode.changed.ino, inode);
             }
-            Record::Doomed(object) => {
-                self.doomed.insert(object.key.clone(), object);
-            }
-            Record::Deleted { key } => {
-                self.doomed.remove(&key);
+            Record::Doomed(object) => self.doom([object]),
+            Record::Deleted { key, version } => {
+                if self.doomed.get(&key).is_some_and(|o| o.version == version) {
+                    self.doomed.remove(&key);
+                }
             }
             Record::Settled { ino } => {
                 self.inodes.remove(&ino);
             }
-            Record::Sent { ino, remote } => {
-                let Some(inode) = self.inodes.get_mut(&ino) else {
-                    return;
-                };
-                if let (Some(content), Some(frozen)) = (&mut inode.content, inode.sending.take()) {
-                    content.uploaded(&frozen, remote.size);
+            Record::Sent {
+                ino,
+                remote,
+                overwrites,
+                doomed,
+                settled,
+            } => {
+                self.doom(doomed);
+                if settled {
+                    self.inodes.remove(&ino);
+                } else if let Some(inode) = self.inodes.get_mut(&ino) {
+                    if let (Some(content), Some(frozen)) =
+                        (&mut inode.content, inode.sending.take())
+                    {
+                        content.uploaded(&frozen, remote.size);
+                    }
+                    inode.changed.remote = Some(remote);
+                    inode.changed.overwrites = overwrites;
                 }
-                inode.changed.remote = Some(remote);
-                inode.changed.overwrites = None;
             }
             Record::Attributes { ino, attr } => self.change(ino, |inode| {
                 inode.changed.attr = attr;
@@ -130,12 +144,20 @@ impl Replay {
                 ino,
                 remote,
                 overwrites,
+                doomed,
             } => {
                 if let Some(inode) = self.inodes.get_mut(&ino) {
                     inode.changed.remote = remote;
                     inode.changed.overwrites = overwrites;
                 }
+                self.doom(doomed);
             }
+        }
+    }
+
+    fn doom(&mut self, objects: impl IntoIterator<Item = SentObject>) {
+        for object in objects {
+            self.doomed.insert(object.key.clone(), object);
         }
     }
 

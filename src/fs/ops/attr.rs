@@ -80,6 +80,7 @@ impl FileSystem {
                 state.changed(Unsent {
                     content: false,
                     attributes: true,
+                    place: false,
                 });
             }
             if state.attr == before {

@@ -126,8 +126,9 @@ impl FileSystem {
             FileKind::Directory => Footprint::below(key.clone()),
             _ => Footprint::key(key.clone()),
         };
-        let (_turn, key) = self.turn_at(spell, footprint).await?;
-        self.settle_orphans(&key).await?;
+        let over = |key: &Key| vec![key.clone()];
+        let (_turn, key) = self.turn_at_vacated(spell, over, footprint).await?;
+        self.settle_orphans(&key, None).await?;
         let metadata = Self::metadata_of(attr);
         let size = body.len() as u64;
         let put = self
@@ -181,6 +182,7 @@ impl FileSystem {
         state.changed(Unsent {
             content: true,
             attributes: true,
+            place: false,
         });
         let (ino, attr) = (inode.ino, state.attr);
         self.record(ino, &mut state, &Record::Attributes { ino, attr })

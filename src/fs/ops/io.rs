@@ -19,7 +19,10 @@ use crate::fs::staging::{ContentSource, StagedContent};
 use crate::fs::tree::Tree;
 use crate::fs::upload::plan::SIZE_MAX;
 use crate::fs::upload::schedule::Footprint;
-use crate::store::{FileKind, StoreError};
+use crate::store::{FileKind, Key, ObjectVersion, StoreError};
+
+/// Largest object that is read because a part of it is changed.
+const KEPT_BASE_MAX: u64 = 16 * 1024 * 1024;
 
 /// Our own changes can take an object from under a read so often at most.
 const READ_ATTEMPTS: u32 = 4;
@@ -60,7 +63,7 @@ impl FileSystem {
         writable: bool,
         truncate: bool,
     ) -> Result<u64, FsError> {
-        {
+        let lineage = {
             let tree = self.tree.lock();
             if writable || truncate {
                 self.place_in_journal(&tree, inode.ino)?;
@@ -70,13 +73,16 @@ impl FileSystem {
             match (state.attr.kind, state.linked) {
                 (FileKind::Directory, _) => return Err(FsError::IsDirectory),
                 (_, Linked::Going) => return Err(FsError::Stale),
+                // Nobody keeps the bytes of a file that lost its name while nobody had it open.
+                (_, Linked::No) if state.opens == 0 => return Err(FsError::Stale),
                 _ => {}
             }
             if truncate {
                 self.resize(inode.ino, &mut state, 0)?;
             }
             state.opens += 1;
-        }
+            state.lineage
+        };
         if truncate {
             self.changed(inode.ino);
         }
@@ -84,6 +90,7 @@ impl FileSystem {
             inode: Arc::clone(inode),
             writable,
             readahead: Mutex::new(Readahead::default()),
+            lineage,
             reported: AtomicU32::new(0),
         }))
     }
@@ -113,11 +120,17 @@ impl FileSystem {
     /// one that is under way. What is there afterwards has the same bytes, or newer ones of ours.
     async fn has_moved(&self, inode: &Inode, asked: &ObjectSource) -> bool {
         let spell = |tree: &Tree| {
-            tree.key_of(inode.ino)
+            let key = tree
+                .key_of(inode.ino)
                 .or_else(|| tree.orphan_key(inode.ino))
-                .ok_or(FsError::NoEntry)
+                .ok_or(FsError::NoEntry)?;
+            let from = inode.state.lock().moved_from.clone();
+            Ok((from.unwrap_or_else(|| key.clone()), key))
         };
-        let _turn = self.turn_at(spell, |key| Footprint::key(key.clone())).await;
+        let both = |(from, key): &(Key, Key)| {
+            Footprint::key(from.clone()).and(Footprint::key(key.clone()))
+        };
+        let _turn = self.turn_at(spell, both).await;
         let state = inode.state.lock();
         state
             .remote
@@ -134,6 +147,9 @@ impl FileSystem {
         // What is staged is read under the lock: an upload that ends may give its place to other bytes.
         let (pieces, object) = {
             let state = handle.inode.state.lock();
+            handle
+                .check_lineage(&state)
+                .map_err(|error| (error, None))?;
             let end = offset.saturating_add(u64::from(len)).min(state.attr.size);
             if offset >= end {
                 return Ok(Vec::new());
@@ -183,6 +199,8 @@ impl FileSystem {
         }
         let ino = handle.inode.ino;
         let mut state = handle.inode.state.lock();
+        handle.check_lineage(&state)?;
+        self.keep_base(&state);
         let extents = self.staged(ino, &mut state)?.stage(offset, data)?;
         let size = state.attr.size.max(end);
         let time = self.settings.clock.wall();
@@ -203,6 +221,18 @@ impl FileSystem {
             self.changed(ino);
         }
         Ok(())
+    }
+
+    /// Before a file is changed in part for the first time, its object is read: another host may replace it before
+    /// ours is complete, and then ours is to be whole all the same.
+    fn keep_base(&self, state: &InodeState) {
+        if let (None, Some(remote)) = (&state.staged, &state.remote)
+            && (1..=KEPT_BASE_MAX).contains(&remote.size)
+        {
+            let _runtime = self.runtime.enter();
+            let object = self.object_source(remote);
+            self.settings.cache.prefetch(&object, &(0..remote.size));
+        }
     }
 
     /// An inode was changed and sets out for the bucket when it is old.
@@ -263,6 +293,12 @@ impl FileSystem {
         }
     }
 
+    /// Whether a file that has taken the name is to overwrite this very version.
+    pub(crate) fn is_to_be_overwritten(&self, key: &Key, version: &ObjectVersion) -> bool {
+        let taker = self.tree.lock().named(key);
+        taker.is_some_and(|taker| taker.state.lock().overwrites.as_ref() == Some(version))
+    }
+
     /// Deletes the object of an inode that has neither a name nor a user any more.
     pub(crate) async fn delete_orphan(&self, inode: &Inode) -> Result<(), FsError> {
         let spell = |tree: &Tree| tree.orphan_key(inode.ino).ok_or(FsError::NoEntry);
@@ -271,11 +307,18 @@ impl FileSystem {
         let Ok((_turn, key)) = turn else {
             return Ok(());
         };
-        let remote = inode.state.lock().remote.clone();
-        if let Some(remote) = remote {
-            self.delete_version(&key, &remote.version).await?;
+        let version = inode
+            .state
+            .lock()
+            .remote
+            .as_ref()
+            .map(|r| r.version.clone());
+        if let Some(version) = &version
+            && !self.is_to_be_overwritten(&key, version)
+        {
+            self.delete_version(&key, version).await?;
         }
-        self.forget_doomed(&key, inode.ino);
+        self.forget_doomed(&key, inode, version);
         Ok(())
     }
 

@@ -21,43 +21,21 @@ impl FileSystem {
         if self.tree.lock().is_directory(inode.ino) == Some(true) {
             return Err(FsError::IsDirectory);
         }
-        let spell = |tree: &Tree| tree.key_of_name(parent, &name, inode.ino);
-        let (_turn, key) = self
-            .turn_at(spell, |key| Footprint::key(key.clone()))
-            .await?;
-        let _busy = inode.busy();
-        if inode.state.lock().occupant().is_some() {
+        if inode.state.lock().remote.is_some() {
             self.keep_parent(parent, &name).await?;
         }
-        let to_delete = {
-            let mut tree = self.tree.lock();
-            let state = inode.state.lock();
-            let is_needed = state.opens > 0 && state.remote.is_some();
-            match state.occupant() {
-                Some(version) if !is_needed => {
-                    drop(state);
-                    // Whoever opens it from now on is too late.
-                    Some((Precondition::Version(version), inode.going()))
+        loop {
+            let key = {
+                let mut tree = self.tree.lock();
+                let key = tree.key_of_name(parent, &name, inode.ino)?;
+                // The objects of a directory that is being moved are between two places.
+                if !tree.is_moving(parent) {
+                    self.unlink_file(&mut tree, &inode, (parent, &name), &key)?;
+                    break;
                 }
-                occupant => {
-                    drop(state);
-                    tree.remove(parent, &name, self.now());
-                    self.settle(inode.ino, &mut inode.state.lock());
-                    if occupant.is_some() {
-                        // The last close deletes it.
-                        self.doom(&mut tree, key.clone(), &inode);
-                    }
-                    None
-                }
-            }
-        };
-        if let Some((version, _going)) = to_delete {
-            if let Err(error) = self.bucket.delete(&key, version).await {
-                return Err(self.conflict_of(error.into(), &inode));
-            }
-            let mut tree = self.tree.lock();
-            tree.remove(parent, &name, self.now());
-            self.settle(inode.ino, &mut inode.state.lock());
+                key
+            };
+            self.turnstile.enter(Footprint::key(key)).await;
         }
         self.touch_directory(parent);
         Ok(())
@@ -73,10 +51,14 @@ impl FileSystem {
         }
         let spell = |tree: &Tree| tree.key_of_name(parent, &name, inode.ino);
         let (_turn, key) = self
-            .turn_at(spell, |key| Footprint::below(key.clone()))
+            .turn_at_vacated(
+                spell,
+                |key| vec![key.clone()],
+                |key| Footprint::below(key.clone()),
+            )
             .await?;
         let _busy = inode.busy();
-        self.settle_orphans(&key).await?;
+        self.settle_orphans(&key, None).await?;
         let _going = self.close_empty(&inode, &key).await?;
         self.keep_parent(parent, &name).await?;
         self.bucket.delete(&key, Precondition::None).await?;
@@ -155,17 +137,5 @@ impl FileSystem {
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Another host's change of the object means that our name for it is out of date.
-    pub(crate) fn conflict_of(&self, error: FsError, inode: &Inode) -> FsError {
-        if matches!(
-            error,
-            FsError::Store(StoreError::Precondition { .. } | StoreError::NotFound { .. })
-        ) {
-            self.tree.lock().distrust(inode.ino);
-            return FsError::Stale;
-        }
-        error
     }
 }

@@ -11,12 +11,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Inode, Remote};
+use crate::fs::inode::Inode;
 use crate::fs::tree::Tree;
 use crate::fs::upload::schedule::Footprint;
-use crate::store::{
-    CopyOptions, Key, ListEntry, ListRequest, MetadataDirective, ObjectVersion, Precondition,
-};
+use crate::store::{CopyOptions, Key, ListEntry, ListRequest, MetadataDirective, ObjectVersion};
 
 /// What rename is to do about a name that is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,87 +100,29 @@ impl FileSystem {
         target: &End,
         replaced: Option<&Arc<Inode>>,
     ) -> Result<(), FsError> {
-        let spell = |tree: &Tree| spell(tree, inode, source, target, replaced, false);
-        let footprint =
-            |(from, to): &(Key, Key)| Footprint::key(from.clone()).and(Footprint::key(to.clone()));
-        let (_turn, (from, to)) = self.turn_at(spell, footprint).await?;
-        let _busy = inode.busy();
-        let (remote, occupant) = {
-            let state = inode.state.lock();
-            (state.remote.clone(), state.occupant())
-        };
-        let overwritten = replaced.and_then(|replaced| replaced.state.lock().occupant());
-        // Whoever opens it from now on is too late; whoever has it open keeps its bytes.
-        let _going = replaced.map(|replaced| replaced.going());
-        let _hidden = self.hide(&to);
-        if let Some(replaced) = replaced
-            && replaced.state.lock().opens > 0
-        {
-            self.make_independent(replaced).await?;
+        if inode.state.lock().remote.is_some() {
+            self.keep_parent(source.parent, &source.name).await?;
         }
-
-        let Some(remote) = remote else {
-            // Nothing in the bucket to move. What an earlier rename put the file over is not to be seen again;
-            // what the target's name stood for, the upload overwrites.
-            if let Some(version) = occupant {
-                self.keep_parent(source.parent, &source.name).await?;
-                let version = Precondition::Version(version);
-                let deleted = self.bucket.delete(&from, version).await;
-                deleted.map_err(|error| self.conflict_of(error.into(), inode))?;
-            }
-            let mut tree = self.tree.lock();
-            self.commit_rename(&mut tree, inode, None, overwritten, target)?;
-            return Ok(());
-        };
-
-        self.settle_orphans(&to).await?;
-        let options = CopyOptions {
-            source_version: Some(remote.version.clone()),
-            metadata: MetadataDirective::Copy,
-        };
-        let version = self
-            .bucket
-            .copy(&from, &to, &options, remote.size)
-            .await
-            .map_err(|error| self.conflict_of(error.into(), inode))?;
-        self.keep_parent(source.parent, &source.name).await?;
-        // The copy is there: from here on the rename has happened, whatever becomes of the old object.
-        if let Err(error) = self.bucket.delete(&from, Precondition::None).await {
-            self.note_error(
-                &format!("rename of {from:?} left the old object behind"),
-                &error.into(),
-            );
+        loop {
+            let busy = {
+                let mut tree = self.tree.lock();
+                let (from, to) = spell(&tree, inode, source, target, replaced, false)?;
+                // The objects of a directory that is being moved are between two places. And an upload of what is
+                // replaced may succeed, and the file that takes the name has to know the version then.
+                let has_to_wait = tree.is_moving(source.parent)
+                    || tree.is_moving(target.parent)
+                    || replaced.is_some_and(|replaced| replaced.state.lock().sending);
+                if !has_to_wait {
+                    let place = (target.parent, &target.name);
+                    self.move_file(&mut tree, inode, place, replaced, (&from, &to))?;
+                    break;
+                }
+                Footprint::key(from).and(Footprint::key(to))
+            };
+            self.turnstile.enter(busy).await;
         }
-        let mut tree = self.tree.lock();
-        let moved = Remote {
-            key: to,
-            version,
-            modified: None,
-            ..remote
-        };
-        self.commit_rename(&mut tree, inode, Some(moved), None, target)?;
+        self.complete(inode.ino);
         Ok(())
-    }
-
-    /// A file has its new name, here and in the journal.
-    fn commit_rename(
-        &self,
-        tree: &mut Tree,
-        inode: &Inode,
-        remote: Option<Remote>,
-        overwrites: Option<ObjectVersion>,
-        target: &End,
-    ) -> io::Result<()> {
-        let replaced = tree
-            .child(target.parent, &target.name)
-            .and_then(|ino| tree.inode(ino));
-        tree.rename(inode.ino, target.parent, &target.name, self.now());
-        {
-            let mut state = inode.state.lock();
-            state.remote = remote;
-            state.overwrites = overwrites;
-        }
-        self.record_rename(tree, inode, replaced.as_deref())
     }
 
     async fn rename_directory(
@@ -202,15 +142,22 @@ impl FileSystem {
         let footprint = |(from, to): &(Key, Key)| {
             Footprint::below(from.clone()).and(Footprint::below(to.clone()))
         };
-        let (_turn, (from, to)) = self.turn_at(spell, footprint).await?;
-        let _busy = inode.busy();
+        let over = |(from, to): &(Key, Key)| vec![from.clone(), to.clone()];
+        let (_turn, (from, to), _moving) = loop {
+            let (turn, keys) = self.turn_at_vacated(&spell, over, footprint).await?;
+            let moving = inode.moving();
+            // From now on no name below it changes; one may have done so just before.
+            if self.moving_over(&over(&keys)).is_empty() {
+                break (turn, keys, moving);
+            }
+        };
         let _hidden = self.hide(&to);
-        self.settle_orphans(&to).await?;
+        self.settle_orphans(&to, None).await?;
         let _going = match replaced {
             Some(replaced) => Some(self.close_empty(replaced, &to).await?),
             None => None,
         };
-        self.settle_orphans(&from).await?;
+        self.settle_orphans(&from, None).await?;
 
         let objects = self.objects_below(&from, &to).await?;
         let versions = match self.copy_all(&objects).await {
@@ -279,9 +226,9 @@ impl FileSystem {
             {
                 overwrites.clone_from(version);
             }
-            self.record_base(inode.ino, &mut state)?;
+            self.record_base(inode.ino, &mut state, None)?;
         }
-        self.record_rename(&tree, inode, None)
+        self.record_directory_rename(&tree, inode.ino)
     }
 
     async fn objects_below(&self, from: &Key, to: &Key) -> Result<Vec<Moved>, FsError> {

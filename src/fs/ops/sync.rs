@@ -15,6 +15,9 @@ use crate::fs::upload::worker::Progress;
 /// Files that a drain uploads at once; each may have several parts in flight.
 const DRAIN_FILES: usize = 16;
 
+/// How often a drain looks again for what lost a conflict meanwhile.
+const DRAIN_PASSES: u32 = 4;
+
 impl FileSystem {
     /// A file description is being closed. With `durability=close` the bucket has what was written, or the
     /// close says why not; else it says why an earlier upload failed, if nobody was told.
@@ -23,6 +26,7 @@ impl FileSystem {
         if !handle.writable {
             return Ok(());
         }
+        handle.check_lineage(&handle.inode.state.lock())?;
         if self.settings.write.durability == Durability::Close {
             return self.upload_in_time(&handle.inode).await;
         }
@@ -33,6 +37,7 @@ impl FileSystem {
     /// host's disk that has it.
     pub async fn fsync(self: &Arc<Self>, fh: u64) -> Result<(), FsError> {
         let handle = self.handles.file(fh)?;
+        handle.check_lineage(&handle.inode.state.lock())?;
         if self.settings.write.durability == Durability::Local {
             self.sync_to_disk(&handle.inode).await?;
             return handle.take_failure().map_or(Ok(()), Err);
@@ -71,6 +76,23 @@ impl FileSystem {
 
     /// Brings all that is not in the bucket there, for at most `limit`.
     pub async fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), FsError> {
+        let passes = async {
+            for _ in 1..DRAIN_PASSES {
+                match self.drain_once().await {
+                    // What lost a conflict has another name now, and is to go there.
+                    Err(FsError::Conflict { .. }) => {}
+                    done => return done,
+                }
+            }
+            self.drain_once().await
+        };
+        match tokio::time::timeout(limit, passes).await {
+            Ok(result) => result,
+            Err(_) => Err(FsError::TimedOut(limit)),
+        }
+    }
+
+    async fn drain_once(self: &Arc<Self>) -> Result<(), FsError> {
         let dirty: Vec<Arc<Inode>> = {
             let tree = self.tree.lock();
             let changed = tree.inodes().filter(|inode| {
@@ -80,7 +102,7 @@ impl FileSystem {
             let doomed = tree.orphans().filter(|inode| inode.state.lock().opens == 0);
             changed.chain(doomed).map(Arc::clone).collect()
         };
-        let uploads = stream::iter(dirty)
+        stream::iter(dirty)
             .map(|inode| {
                 let fs = Arc::clone(self);
                 // A task of its own: an upload outlives whoever waits for it.
@@ -90,11 +112,8 @@ impl FileSystem {
                 }
             })
             .buffer_unordered(DRAIN_FILES)
-            .fold(Ok(()), |first, result| async move { first.and(result) });
-        match tokio::time::timeout(limit, uploads).await {
-            Ok(result) => result,
-            Err(_) => Err(FsError::TimedOut(limit)),
-        }
+            .fold(Ok(()), |first, result| async move { first.and(result) })
+            .await
     }
 
     /// Uploads a file; gives up waiting when nothing has moved for the volume's fsync timeout. The upload

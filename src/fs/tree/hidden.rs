@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Buried, ROOT, Tombstone, Tree};
-use crate::fs::inode::Inode;
+use crate::fs::inode::{Inode, Linked};
 use crate::fs::name::Name;
 use crate::store::Key;
 
@@ -50,6 +50,53 @@ impl Tree {
             && self
                 .child_key(parent, name, is_directory)
                 .is_some_and(|key| self.hidden.contains_key(&key))
+    }
+
+    /// Takes note of whether an inode's object is where its name says. An object that is elsewhere is hidden,
+    /// and whatever is to be put there has to wait for it.
+    pub(crate) fn note_place(&mut self, inode: &Inode, now: Duration) {
+        let key = self.key_of(inode.ino);
+        let mut state = inode.state.lock();
+        let elsewhere = match (&state.remote, state.linked) {
+            (Some(remote), Linked::Yes | Linked::Going) if Some(&remote.key) != key.as_ref() => {
+                Some(remote.key.clone())
+            }
+            _ => None,
+        };
+        state.unsent.place = elsewhere.is_some();
+        let before = std::mem::replace(&mut state.moved_from, elsewhere.clone());
+        drop(state);
+        if before == elsewhere {
+            return;
+        }
+        if let Some(before) = before {
+            if self.moved.get(&before) == Some(&inode.ino) {
+                self.moved.remove(&before);
+            }
+            self.show(&before, now);
+        }
+        if let Some(elsewhere) = elsewhere {
+            self.hide(&elsewhere);
+            self.moved.insert(elsewhere, inode.ino);
+        }
+    }
+
+    /// The inode whose object is still at `key` though its name is another.
+    pub(crate) fn moved_from(&self, key: &Key) -> Option<u64> {
+        self.moved.get(key).copied()
+    }
+
+    /// The inodes whose objects are still below `directory` though they are called otherwise, and those below
+    /// it whose objects are elsewhere.
+    pub(crate) fn moving_over(&self, directory: &Key) -> Vec<u64> {
+        let is_below = |key: &Key| key.as_str().starts_with(directory.as_str());
+        self.moved
+            .iter()
+            .filter(|(from, ino)| {
+                is_below(from) || self.key_of(**ino).is_some_and(|key| is_below(&key))
+            })
+            .map(|(_, ino)| *ino)
+            .collect()
     }
 
     /// Keeps the object at `key`, hidden, for an open inode that lost its name.
@@ -102,6 +149,20 @@ impl Tree {
         }
         if is_removed {
             self.show(key, now);
+        }
+    }
+
+    /// The inode whose name spells `key`.
+    pub(crate) fn named(&self, key: &Key) -> Option<Arc<Inode>> {
+        let (parent, name) = self.find_parent(key)?;
+        self.inode(self.child(parent, &name)?)
+    }
+
+    /// A name that was removed here stands for something else in the bucket after all.
+    pub(crate) fn forget_removal(&mut self, parent: u64, name: &str) {
+        if let Some(directory) = self.directory_mut(parent) {
+            directory.removed.remove(name);
+            directory.listed = None;
         }
     }
 

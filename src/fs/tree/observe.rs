@@ -7,7 +7,7 @@ use super::{RESERVED, ROOT, Tree};
 use crate::config::options::Ownership;
 use crate::fs::attr::Attr;
 use crate::fs::cache::BlockCache;
-use crate::fs::inode::{Inode, InodeState, Remote};
+use crate::fs::inode::{Inode, InodeState, Linked, Remote};
 use crate::store::{Attributes, FileKind, Key, Metadata, ObjectVersion};
 
 /// What a store said of a name.
@@ -87,7 +87,11 @@ impl Tree {
             // Another object by the same name is another inode; whoever has the old one open keeps it.
             self.unlink_node(ino);
         }
-        if self.is_hidden(parent, name, is_directory) {
+        // A directory that is about to go has no entry: what is found below its key is what takes its place.
+        let is_going = |node: &super::Node| node.inode.state.lock().linked == Linked::Going;
+        if self.is_hidden(parent, name, is_directory)
+            || self.nodes.get(&parent).is_some_and(is_going)
+        {
             return None;
         }
         let inode = self.new_observed(&key, observed, cache);
@@ -173,9 +177,18 @@ impl Tree {
     /// Whether the inode or a directory above it is being moved or removed: the bucket is between two
     /// states there.
     fn is_sheltered(&self, ino: u64) -> bool {
+        self.any_upwards(ino, |state| state.busy > 0)
+    }
+
+    /// Whether the inode or a directory above it is on the way to another place.
+    pub(crate) fn is_moving(&self, ino: u64) -> bool {
+        self.any_upwards(ino, |state| state.moving)
+    }
+
+    fn any_upwards(&self, ino: u64, holds: impl Fn(&InodeState) -> bool) -> bool {
         let mut at = ino;
         while let Some(node) = self.nodes.get(&at) {
-            if node.inode.state.lock().busy > 0 {
+            if holds(&node.inode.state.lock()) {
                 return true;
             }
             match &node.place {

@@ -3,9 +3,11 @@
 //! - `plan` (pure): which requests make the object equal to the file.
 //! - `schedule` (pure): what has to wait for what.
 //! - `queue` (pure): when a change sets out.
+//! - `conflict`: what becomes of a change that another host's has overtaken.
 //! - `uploader`: the task that sends what nobody waits for.
 //! - `worker`: does it.
 
+mod conflict;
 pub(crate) mod plan;
 pub(crate) mod queue;
 pub(crate) mod schedule;

@@ -160,6 +160,7 @@ impl UploadQueue {
         let Some(entry) = self.entries.get_mut(&ino) else {
             return;
         };
+        let had_failed = matches!(entry.phase, Phase::Sending { failures: 1.., .. });
         match entry.phase {
             Phase::Sending {
                 again: Some(due), ..
@@ -170,6 +171,10 @@ impl UploadQueue {
             Phase::Sending { again: None, .. } => entry.phase = Phase::Sent { at: now },
             Phase::Waiting { .. } | Phase::Sent { .. } => {}
         }
+        if had_failed {
+            // The store is back, or has changed its mind.
+            self.retry_all(now);
+        }
         self.forget_old(now);
     }
 
@@ -178,16 +183,18 @@ impl UploadQueue {
         let Some(entry) = self.entries.get_mut(&ino) else {
             return;
         };
-        let Phase::Sending { failures, .. } = entry.phase else {
+        let Phase::Sending { failures, again } = entry.phase else {
             return;
         };
-        let pause = match failure {
-            Failure::Away => RETRY_FIRST
-                .saturating_mul(1 << failures.min(10))
-                .min(RETRY_LAST),
-            Failure::Refused => REFUSED_PAUSE,
+        let due = match (failure, again) {
+            (Failure::Away, _) => {
+                let pause = RETRY_FIRST.saturating_mul(1 << failures.min(10));
+                now + pause.min(RETRY_LAST)
+            }
+            // It has changed since: the answer may be another.
+            (Failure::Refused, Some(again)) => again,
+            (Failure::Refused, None) => now + REFUSED_PAUSE,
         };
-        let due = now + pause;
         entry.phase = Phase::Waiting {
             due,
             failures: failures + 1,
@@ -196,7 +203,7 @@ impl UploadQueue {
     }
 
     /// All that waits for a store that was away or said no is due now.
-    pub(crate) fn retry_all(&mut self, now: Duration) {
+    fn retry_all(&mut self, now: Duration) {
         for (ino, entry) in &mut self.entries {
             if let Phase::Waiting { due, failures } = &mut entry.phase
                 && *failures > 0
@@ -282,8 +289,20 @@ mod tests {
         assert_eq!(queue.take(now), Some(1));
         queue.failed(1, Failure::Refused, now);
         assert_eq!(queue.next_due(), Some(now + REFUSED_PAUSE));
-        queue.retry_all(now);
-        assert_eq!(queue.take(now), Some(1));
+    }
+
+    #[test]
+    fn when_one_upload_goes_well_again_all_that_failed_are_tried_at_once() {
+        let mut queue = queue();
+        for ino in [1, 2] {
+            queue.urgent(ino, Duration::ZERO);
+            assert_eq!(queue.take(Duration::ZERO), Some(ino));
+            queue.failed(ino, Failure::Refused, Duration::ZERO);
+        }
+        assert_eq!(queue.take(REFUSED_PAUSE), Some(1));
+        queue.failed(2, Failure::Away, REFUSED_PAUSE);
+        queue.sent(1, REFUSED_PAUSE);
+        assert_eq!(queue.take(REFUSED_PAUSE), Some(2));
     }
 
     #[test]

@@ -21,12 +21,19 @@ enum Touch {
     Key(Key),
     /// Every key that begins with this.
     Below(Key),
+    /// This inode, whatever it is called meanwhile.
+    Inode(u64),
 }
 
 impl Footprint {
     /// Exactly this key.
     pub(crate) fn key(key: Key) -> Self {
         Self(vec![Touch::Key(key)])
+    }
+
+    /// An inode: no two uploads of one run at once, though a rename gives them different keys.
+    pub(crate) fn inode(ino: u64) -> Self {
+        Self(vec![Touch::Inode(ino)])
     }
 
     /// This directory's marker and every key below it.
@@ -50,6 +57,8 @@ impl Footprint {
 impl Touch {
     fn conflicts(&self, other: &Self) -> bool {
         match (self, other) {
+            (Self::Inode(a), Self::Inode(b)) => a == b,
+            (Self::Inode(_), _) | (_, Self::Inode(_)) => false,
             (Self::Key(a), Self::Key(b)) => a == b,
             (Self::Key(key), Self::Below(dir)) | (Self::Below(dir), Self::Key(key)) => {
                 key.as_str().starts_with(dir.as_str())
@@ -160,6 +169,16 @@ mod tests {
             (below("d/"), below("d/e/"), true),
             (below("d/"), below("e/"), false),
             (below("d/").and(below("e/")), key("e/x"), true),
+            (
+                key("a").and(Footprint::inode(7)),
+                key("b").and(Footprint::inode(7)),
+                true,
+            ),
+            (
+                key("a").and(Footprint::inode(7)),
+                key("b").and(Footprint::inode(8)),
+                false,
+            ),
         ] {
             assert_eq!(a.conflicts(&b), conflict, "{a:?} {b:?}");
             assert_eq!(b.conflicts(&a), conflict, "{b:?} {a:?}");

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
 use super::plan::{Part, UploadPlan};
-use super::schedule::Footprint;
+use super::schedule::{Footprint, Turn};
 use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode, Remote};
-use crate::fs::journal::record::Record;
+use crate::fs::journal::record::{Record, SentObject};
 use crate::fs::staging::ContentSource;
 use crate::fs::tree::{RESERVED, Tree};
 use crate::store::{
@@ -45,8 +46,20 @@ impl Progress {
     }
 }
 
-/// How often an upload begins again because it finds its own earlier attempt in the bucket.
+/// How often an upload begins again because it finds something else than it was based on in the bucket.
 const ADOPTIONS_MAX: u32 = 3;
+
+/// How often an upload looks for something in its way: whoever moves names faster than we send has to wait.
+const VACATE_MAX: u32 = 1000;
+
+/// How an upload begins.
+enum Begun {
+    /// This is to be sent; and the mark of the upload before, if nobody knows how that one ended.
+    Sending(Box<Frozen>, Option<WriteId>),
+    NothingToSend,
+    /// The inode's name spells another key.
+    Renamed,
+}
 
 impl FileSystem {
     /// Brings what was changed about an inode before the call into the bucket.
@@ -55,18 +68,185 @@ impl FileSystem {
         inode: &Arc<Inode>,
         progress: &Progress,
     ) -> Result<(), FsError> {
-        let spell = |tree: &Tree| tree.key_of(inode.ino).ok_or(FsError::NoEntry);
-        // A file without a name has no key to go to.
-        let Ok((_turn, key)) = self.turn_at(spell, |key| Footprint::key(key.clone())).await else {
+        self.upload_in_chain(inode, progress, Vec::new()).await
+    }
+
+    /// Like [`FileSystem::upload`], for an inode whose object is in the way of the inodes in `chain`, each in the
+    /// way of the one before.
+    fn upload_in_chain<'a>(
+        &'a self,
+        inode: &'a Arc<Inode>,
+        progress: &'a Progress,
+        mut chain: Vec<u64>,
+    ) -> BoxFuture<'a, Result<(), FsError>> {
+        async move {
+            chain.push(inode.ino);
+            for _ in 0..VACATE_MAX {
+                let Some((key, from)) = self.places_of(inode) else {
+                    // A file without a name has no key to go to.
+                    return Ok(());
+                };
+                if let Some(other) = self.in_the_way(inode.ino, &key) {
+                    if chain.contains(&other.ino) {
+                        self.move_aside(&other).await?;
+                    } else {
+                        self.upload_in_chain(&other, progress, chain.clone())
+                            .await?;
+                    }
+                    continue;
+                }
+                let footprint = Footprint::key(key.clone())
+                    .and(Footprint::key(from.clone()))
+                    .and(Footprint::inode(inode.ino));
+                let _turn = self.turnstile.enter(footprint).await;
+                if self.places_of(inode) == Some((key.clone(), from))
+                    && self.in_the_way(inode.ino, &key).is_none()
+                    && self.upload_to(inode, &key, progress).await?
+                {
+                    return Ok(());
+                }
+            }
+            Err(FsError::Stale)
+        }
+        .boxed()
+    }
+
+    /// The key that an inode's name spells, and the one that its object is at.
+    fn places_of(&self, inode: &Inode) -> Option<(Key, Key)> {
+        let key = self.tree.lock().key_of(inode.ino)?;
+        let from = inode.state.lock().moved_from.clone();
+        Some((key.clone(), from.unwrap_or(key)))
+    }
+
+    /// The inode whose object is at `key` and has to go elsewhere first.
+    fn in_the_way(&self, ino: u64, key: &Key) -> Option<Arc<Inode>> {
+        let tree = self.tree.lock();
+        let other = tree.moved_from(key).filter(|other| *other != ino)?;
+        tree.inode(other)
+    }
+
+    /// Waits for the turn at the keys that `spell` names, like [`FileSystem::turn_at`], with nothing in the way at
+    /// the keys `over`, or below them if they are directories'.
+    pub(crate) async fn turn_at_vacated<K: PartialEq + Send + Sync>(
+        &self,
+        spell: impl Fn(&Tree) -> Result<K, FsError> + Send + Sync,
+        over: impl Fn(&K) -> Vec<Key> + Send + Sync,
+        footprint: impl Fn(&K) -> Footprint + Send + Sync,
+    ) -> Result<(Turn, K), FsError> {
+        loop {
+            let keys = spell(&self.tree.lock())?;
+            for inode in self.moving_over(&over(&keys)) {
+                self.upload(&inode, &Progress::default()).await?;
+            }
+            let (turn, keys) = self.turn_at(&spell, &footprint).await?;
+            if self.moving_over(&over(&keys)).is_empty() {
+                return Ok((turn, keys));
+            }
+        }
+    }
+
+    /// The inodes whose objects have to go elsewhere before anything is done at these keys, or below those that
+    /// are directories'.
+    pub(crate) fn moving_over(&self, keys: &[Key]) -> Vec<Arc<Inode>> {
+        let tree = self.tree.lock();
+        let moving = keys.iter().flat_map(|key| {
+            if key.is_dir() {
+                tree.moving_over(key)
+            } else {
+                tree.moved_from(key).into_iter().collect()
+            }
+        });
+        moving.filter_map(|ino| tree.inode(ino)).collect()
+    }
+
+    /// Brings an object that is in the way, and cannot go to its place before what it is in the way of, to a
+    /// place between.
+    async fn move_aside(&self, inode: &Arc<Inode>) -> Result<(), FsError> {
+        let Some(from) = inode.state.lock().moved_from.clone() else {
             return Ok(());
         };
+        let footprint = Footprint::key(from.clone()).and(Footprint::inode(inode.ino));
+        let turn = self.turnstile.enter(footprint).await;
+        let remote = inode.state.lock().remote.clone();
+        let Some(remote) = remote.filter(|remote| remote.key == from) else {
+            return Ok(());
+        };
+        let aside = Key::new(format!("{RESERVED}/moving/{}", Uuid::now_v7()));
+        let options = CopyOptions {
+            source_version: Some(remote.version.clone()),
+            metadata: MetadataDirective::Copy,
+        };
+        let version = self
+            .bucket
+            .copy(&from, &aside, &options, remote.size)
+            .await?;
+        let left = durable::sent(&remote);
+        {
+            let mut tree = self.tree.lock();
+            {
+                let mut state = inode.state.lock();
+                state.remote = Some(Remote {
+                    key: aside,
+                    version,
+                    modified: None,
+                    ..remote
+                });
+                self.record_base(inode.ino, &mut state, Some(left.clone()))?;
+            }
+            tree.note_place(inode, self.now());
+            self.leave(&mut tree, left.clone());
+        }
+        drop(turn);
+        self.delete_left(&left.key).await
+    }
+
+    /// An object that nobody needs stays, hidden, until it is deleted.
+    fn leave(&self, tree: &mut Tree, left: SentObject) {
+        let key = left.key.clone();
+        let nameless = tree.nameless(self.remote_of(left));
+        tree.add_orphan(key, nameless);
+    }
+
+    /// Deletes what was left at `key`; what cannot be deleted now is tried again later.
+    async fn delete_left(&self, key: &Key) -> Result<(), FsError> {
+        let left = self.tree.lock().orphans_at(key);
+        for (_, inode) in left {
+            if inode.state.lock().opens > 0 {
+                continue;
+            }
+            if let Err(error) = self.delete_orphan(&inode).await {
+                self.note_error(&format!("delete of {key:?}"), &error);
+                let now = self.now();
+                self.uploader.tell(|queue| queue.urgent(inode.ino, now));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns `false` if the inode is not called so any more.
+    async fn upload_to(
+        &self,
+        inode: &Arc<Inode>,
+        key: &Key,
+        progress: &Progress,
+    ) -> Result<bool, FsError> {
+        // The inode may get another name meanwhile: then nobody shall take its object for another file.
+        let _hidden = self.hide(key);
         let mut adoptions = 0;
         loop {
-            let Some((frozen, earlier)) = self.begin_upload(inode)? else {
-                return Ok(());
+            let (frozen, earlier) = match self.begin_upload(inode, key)? {
+                Begun::Sending(frozen, earlier) => (*frozen, earlier),
+                Begun::NothingToSend => return Ok(true),
+                Begun::Renamed => return Ok(false),
             };
-            let error = match self.send_in_order(&key, &frozen, progress).await {
-                Ok(remote) => return self.end_upload(inode, &frozen, remote),
+            let error = match self.send_in_order(key, &frozen, progress).await {
+                Ok(remote) => {
+                    let left = self.end_upload(inode, key, &frozen, remote)?;
+                    if let Some(left) = left {
+                        self.delete_while_held(&left).await;
+                    }
+                    return Ok(true);
+                }
                 Err(error) => error,
             };
             {
@@ -78,7 +258,12 @@ impl FileSystem {
                 return Err(error);
             }
             adoptions += 1;
-            if adoptions > ADOPTIONS_MAX || !self.adopt(inode, &key, earlier.as_ref()).await? {
+            if adoptions > ADOPTIONS_MAX {
+                return Err(error);
+            }
+            let can_go_on = self.adopt(inode, key, earlier.as_ref()).await?
+                || self.resolve_conflict(inode, key, &frozen).await?;
+            if !can_go_on {
                 return Err(FsError::Conflict {
                     key: key.as_str().to_owned(),
                 });
@@ -86,13 +271,33 @@ impl FileSystem {
         }
     }
 
+    /// Deletes what an upload has left, whose turn covers its key too.
+    async fn delete_while_held(&self, left: &Arc<Inode>) {
+        let Some(remote) = left.state.lock().remote.clone() else {
+            return;
+        };
+        match self.delete_version(&remote.key, &remote.version).await {
+            Ok(()) => self.forget_doomed(&remote.key, left, Some(remote.version)),
+            Err(error) => {
+                self.note_error(&format!("delete of {:?}", remote.key), &error);
+                let now = self.now();
+                self.uploader.tell(|queue| queue.urgent(left.ino, now));
+            }
+        }
+    }
+
     /// Freezes what is to be sent, and writes down that it is. Also returns the mark of the upload before, if
     /// nobody knows how that one ended.
-    fn begin_upload(&self, inode: &Inode) -> Result<Option<(Frozen, Option<WriteId>)>, FsError> {
+    fn begin_upload(&self, inode: &Inode, key: &Key) -> Result<Begun, FsError> {
+        let tree = self.tree.lock();
+        if tree.key_of(inode.ino).as_ref() != Some(key) {
+            return Ok(Begun::Renamed);
+        }
         let mut state = inode.state.lock();
+        drop(tree);
         let write = WriteId::new();
-        let Some(frozen) = state.freeze(&write) else {
-            return Ok(None);
+        let Some(frozen) = state.freeze(inode.ino, key, &write) else {
+            return Ok(Begun::NothingToSend);
         };
         let ino = inode.ino;
         let sending = Record::Sending {
@@ -104,29 +309,67 @@ impl FileSystem {
             return Err(error.into());
         }
         state.sending = true;
-        Ok(Some((frozen, state.write.replace(write))))
+        Ok(Begun::Sending(Box::new(frozen), state.write.replace(write)))
     }
 
-    fn end_upload(&self, inode: &Inode, frozen: &Frozen, remote: Remote) -> Result<(), FsError> {
+    /// The bucket has what was frozen. The object that was the inode's before, under another key, is doomed, and
+    /// returned. Meanwhile the inode may have got another name, or lost it.
+    fn end_upload(
+        &self,
+        inode: &Arc<Inode>,
+        key: &Key,
+        frozen: &Frozen,
+        remote: Remote,
+    ) -> Result<Option<Arc<Inode>>, FsError> {
+        let now = self.now();
+        let object = durable::sent(&remote);
+        let left = frozen.base.as_ref().filter(|base| base.key != *key);
+        let left = left.map(durable::sent);
         let mut tree = self.tree.lock();
+        let place = tree.key_of(inode.ino);
         {
             let mut state = inode.state.lock();
-            let object = durable::sent(&remote);
             state.sending = false;
             state.uploaded(frozen, remote);
-            if state.unsent.any() {
-                let ino = inode.ino;
-                let sent = Record::Sent {
-                    ino,
-                    remote: object,
-                };
-                self.record(ino, &mut state, &sent)?;
-            } else {
-                self.settle(inode.ino, &mut state);
+            if place.as_ref() == Some(key) {
+                state.overwrites = None;
             }
         }
-        tree.touch(inode.ino, self.now());
-        Ok(())
+        if place.is_none() {
+            // It is the object of a file without a name now.
+            if let Some(old) = tree.orphan_key(inode.ino) {
+                tree.remove_orphan(&old, inode.ino, now);
+            }
+            self.journal.append(&Record::Doomed(object))?;
+            self.add_orphans(&mut tree, vec![(key.clone(), Arc::clone(inode))]);
+            if let Some(left) = &left {
+                self.journal.append(&Record::Doomed(left.clone()))?;
+            }
+        } else {
+            tree.note_place(inode, now);
+            let mut state = inode.state.lock();
+            let settled = !state.unsent.any();
+            let ino = inode.ino;
+            let sent = Record::Sent {
+                ino,
+                remote: object,
+                overwrites: state.overwrites.clone(),
+                doomed: left.clone(),
+                settled,
+            };
+            self.record(ino, &mut state, &sent)?;
+            if settled {
+                self.forget_changed(ino, &mut state);
+            }
+            drop(state);
+            tree.touch(ino, now);
+        }
+        Ok(left.map(|left| {
+            let key = left.key.clone();
+            let nameless = tree.nameless(self.remote_of(left));
+            tree.add_orphan(key, Arc::clone(&nameless));
+            nameless
+        }))
     }
 
     /// Whether what stands at the key is what an earlier upload of ours made, whose answer was lost. The file
@@ -149,7 +392,7 @@ impl FileSystem {
         let mut state = inode.state.lock();
         state.remote = Some(self.written(key.clone(), object.size, object.version));
         state.overwrites = None;
-        self.record_base(inode.ino, &mut state)?;
+        self.record_base(inode.ino, &mut state, None)?;
         Ok(true)
     }
 
@@ -170,14 +413,22 @@ impl FileSystem {
         frozen: &Frozen,
         progress: &Progress,
     ) -> Result<Remote, FsError> {
-        self.settle_orphans(key).await?;
+        self.settle_orphans(key, Some(frozen)).await?;
         let metadata = frozen.marked.clone();
         if let (None, Some(base)) = (&frozen.content, &frozen.base) {
+            if base.key != *key {
+                self.look_before_copy(key, &frozen.precondition).await?;
+            }
+            let options = CopyOptions {
+                source_version: Some(base.version.clone()),
+                metadata: MetadataDirective::Replace(metadata),
+            };
             let version = self
                 .bucket
-                .replace_metadata(&base.key, base.size, &base.version, metadata)
+                .copy(&base.key, key, &options, base.size)
                 .await?;
             return Ok(Remote {
+                key: key.clone(),
                 version,
                 modified: None,
                 ..base.clone()
@@ -216,6 +467,19 @@ impl FileSystem {
             }
         };
         Ok(self.written(key.clone(), size, version))
+    }
+
+    /// No store checks what a copy overwrites: we look, then act.
+    async fn look_before_copy(
+        &self,
+        key: &Key,
+        precondition: &Precondition,
+    ) -> Result<(), FsError> {
+        let found = self.bucket.head(key).await?.map(|object| object.version);
+        if found.map_or(Precondition::Absent, Precondition::Version) == *precondition {
+            return Ok(());
+        }
+        Err(StoreError::Precondition { key: key.clone() }.into())
     }
 
     async fn send_parts(
@@ -299,11 +563,20 @@ impl FileSystem {
     }
 
     /// Before `key` is written, or a directory is renamed or removed: open files that lost their name there
-    /// get their bytes elsewhere, and their objects, which wait for the last close, go now.
-    pub(crate) async fn settle_orphans(&self, key: &Key) -> Result<(), FsError> {
+    /// get their bytes elsewhere, and their objects, which wait for the last close, go now; but for what `upload`
+    /// is about to overwrite. (Its own inode may have lost its name since it began.)
+    pub(crate) async fn settle_orphans(
+        &self,
+        key: &Key,
+        upload: Option<&Frozen>,
+    ) -> Result<(), FsError> {
         let orphans = self.tree.lock().orphans_at(key);
         for (key, inode) in orphans {
+            if upload.is_some_and(|upload| upload.ino == inode.ino) {
+                continue;
+            }
             let kept = inode.state.lock().remote.clone();
+            let version = kept.as_ref().map(|remote| remote.version.clone());
             if let Some(remote) = kept.filter(|remote| remote.key == key) {
                 match self.make_independent(&inode).await {
                     Err(error) if error.is_conflict() => {
@@ -311,9 +584,14 @@ impl FileSystem {
                     }
                     done => done?,
                 }
-                self.delete_version(&key, &remote.version).await?;
+                let version = Precondition::Version(remote.version.clone());
+                if upload.is_none_or(|upload| upload.precondition != version)
+                    && !self.is_to_be_overwritten(&key, &remote.version)
+                {
+                    self.delete_version(&key, &remote.version).await?;
+                }
             }
-            self.forget_doomed(&key, inode.ino);
+            self.forget_doomed(&key, &inode, version);
         }
         Ok(())
     }
@@ -359,34 +637,17 @@ impl FileSystem {
                 whole.extend_from_slice(&bytes);
             }
         }
-        let ino = inode.ino;
         let mut state = inode.state.lock();
-        let (size, time) = (state.attr.size, state.attr.mtime);
-        let staged = self.staged(ino, &mut state)?;
-        let mut extents = Vec::new();
-        for (piece, source) in staged.sources(0..size.min(remote.size)) {
+        let end = state.attr.size.min(remote.size);
+        let staged = self.staged(inode.ino, &mut state)?;
+        for (piece, source) in staged.sources(0..end) {
             if source == ContentSource::Base {
                 let at = |offset| usize::try_from(offset).expect("at most FETCH_MAX");
-                let bytes = &whole[at(piece.start)..at(piece.end)];
-                let fetched = staged.stage(piece.start, bytes)?;
-                staged.record(&fetched);
-                extents.push(fetched);
-            }
-        }
-        if state.journaled {
-            for extents in extents {
-                let written = Record::Written {
-                    ino,
-                    extents,
-                    size,
-                    time,
-                };
-                self.record(ino, &mut state, &written)?;
+                let extents = staged.stage(piece.start, &whole[at(piece.start)..at(piece.end)])?;
+                staged.record(&extents);
             }
         }
         state.remote = None;
-        state.overwrites = Some(remote.version.clone());
-        self.record_base(ino, &mut state)?;
         Ok(())
     }
 
@@ -402,16 +663,12 @@ impl FileSystem {
             .await?;
         {
             let mut tree = self.tree.lock();
-            let mut state = inode.state.lock();
-            state.overwrites = Some(remote.version.clone());
-            state.remote = Some(Remote {
+            inode.state.lock().remote = Some(Remote {
                 key: aside.clone(),
                 version,
                 modified: None,
                 ..remote.clone()
             });
-            self.record_base(inode.ino, &mut state)?;
-            drop(state);
             self.doom(&mut tree, aside, inode);
         }
         // Its last close may have come meanwhile and have found nothing to delete.

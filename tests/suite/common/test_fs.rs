@@ -112,6 +112,15 @@ impl TestFs {
         Self::open_at(Arc::clone(&self.bucket), self.write, left).await
     }
 
+    /// The volume as the next process finds it when this one is killed and its journal has these bytes.
+    pub(crate) async fn after_damage(&self, journal: &[u8]) -> Self {
+        let left = tempfile::tempdir().unwrap();
+        copy_dir(self.staging.path(), left.path());
+        std::fs::write(left.path().join("staging/journal"), journal).unwrap();
+        self.close();
+        Self::open_at(Arc::clone(&self.bucket), self.write, left).await
+    }
+
     async fn open_at(bucket: Arc<Bucket>, write: WriteOptions, staging: TempDir) -> Self {
         let clock = ManualClock::shared();
         let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
@@ -269,7 +278,9 @@ impl TestFs {
 
     pub(crate) async fn unlink(&self, path: &str) -> Result<(), FsError> {
         let (parent, name) = self.parent(path).await?;
-        self.fs.unlink(parent, name).await
+        self.fs.unlink(parent, name).await?;
+        self.follow().await;
+        Ok(())
     }
 
     pub(crate) async fn rmdir(&self, path: &str) -> Result<(), FsError> {
@@ -291,7 +302,17 @@ impl TestFs {
         let (new_parent, new_name) = self.parent(to).await?;
         self.fs
             .rename(parent, name, new_parent, new_name, mode)
-            .await
+            .await?;
+        self.follow().await;
+        Ok(())
+    }
+
+    /// Names that were changed are in the bucket what they are here, as far as the store allows, in a volume of
+    /// which a closed file is in the bucket.
+    async fn follow(&self) {
+        if self.write.durability == Durability::Close {
+            let _ = self.drain(Duration::from_secs(20)).await;
+        }
     }
 
     /// Every entry of a directory but the dots.

@@ -1,5 +1,4 @@
 use bucketvol::fs::{FsError, SetAttr};
-use bucketvol::store::{Key, Precondition};
 
 use crate::common::test_fs::{PART, TestFs, pattern};
 
@@ -153,26 +152,6 @@ on_each_store! {
         let mut expected = pattern(PART * 2);
         expected[10..15].copy_from_slice(b"later");
         assert!(fs.object("a").await.unwrap() == expected);
-    }
-}
-
-on_each_store! {
-    async fn a_failed_upload_is_reported_and_its_bytes_are_kept_and_sent_later(fs: TestFs) {
-        fs.write("a", b"base").await.unwrap();
-        let file = fs.open("a").await.unwrap();
-        file.write_at(0, b"mine").unwrap();
-        // Somebody else's object in the way makes the conditional write fail.
-        fs.put_object("a", b"theirs").await;
-        assert!(matches!(file.fsync().await, Err(FsError::Conflict { .. })));
-        assert_eq!(fs.status().dirty_files, 1);
-        assert!(fs.status().last_error.unwrap().contains('a'));
-        assert_eq!(file.read_at(0, 4).await.unwrap(), b"mine");
-        // The way is free again.
-        fs.bucket
-            .delete(&Key::new("a"), Precondition::None)
-            .await
-            .unwrap();
-        assert_eq!(fs.object("a").await, None);
     }
 }
 

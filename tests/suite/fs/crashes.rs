@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bucketvol::config::options::{Durability, WriteOptions};
-use bucketvol::fs::SetAttr;
+use bucketvol::fs::{FsError, SetAttr};
 
 use crate::common::test_fs::{TestFs, pattern};
 
@@ -65,6 +65,24 @@ on_each_store! {
         fs.drained().await;
         assert_eq!(fs.keys().await, ["here"]);
     }
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_read_makes_the_volume_read_only_and_says_so() {
+    let fs = TestFs::memory().await;
+    fs.write("a", b"1").await.unwrap();
+    let file = fs.open("a").await.unwrap();
+    file.write_at(0, b"2").unwrap();
+    let damaged = fs
+        .after_damage(b"no journal at all, and longer than a header is by far")
+        .await;
+    assert_eq!(damaged.read("a").await.unwrap(), b"1");
+    assert!(matches!(damaged.create("b").await, Err(FsError::ReadOnly)));
+    let reason = damaged.status().last_error.unwrap();
+    assert!(
+        reason.contains("read-only") && reason.contains("is no journal"),
+        "{reason}"
+    );
 }
 
 /// Closed files reach the bucket with nobody's help.

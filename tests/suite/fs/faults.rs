@@ -75,18 +75,21 @@ async fn a_chmod_that_the_store_refuses_is_kept_named_and_sent_later() {
 }
 
 #[tokio::test]
-async fn what_could_not_be_removed_is_still_there() {
+async fn a_directory_that_could_not_be_removed_is_still_there_and_a_file_goes_later() {
     let (fs, faults) = faulty().await;
     fs.write("a", b"x").await.unwrap();
     fs.mkdir("d").await.unwrap();
     faults.deny_writes(1);
-    assert!(is_denied(&fs.unlink("a").await));
-    faults.deny_writes(1);
     assert!(is_denied(&fs.rmdir("d").await));
-    assert_eq!(fs.ls("").await, ["a", "d/"]);
-    assert_eq!(fs.read("a").await.unwrap(), b"x");
+    faults.deny_writes(2);
     fs.unlink("a").await.unwrap();
+    fs.let_ttl_pass();
+    assert_eq!(fs.keys().await, ["a", "d/"]);
+    assert_eq!(fs.ls("").await, ["d/"]);
+    assert_eq!(fs.after_crash().await.ls("").await, ["d/"]);
+    fs.drained().await;
     fs.rmdir("d").await.unwrap();
+    assert_eq!(fs.keys().await, [""; 0]);
 }
 
 #[tokio::test]

@@ -1,4 +1,8 @@
+use std::sync::Arc;
+
+use bucketvol::config::options::{Conflicts, Durability, WriteOptions};
 use bucketvol::fs::{FsError, SetAttr};
+use bucketvol::store::Bucket;
 
 use crate::common::test_fs::{TestFs, pattern};
 
@@ -84,16 +88,27 @@ on_each_store! {
 }
 
 on_each_store! {
-    async fn of_two_hosts_that_write_one_file_the_second_is_told(fs: TestFs) {
+    async fn of_two_hosts_that_write_one_file_the_second_is_told_and_keeps_its_bytes_beside(fs: TestFs) {
         let other = fs.other_host().await;
-        fs.write("a", b"base").await.unwrap();
+        fs.write("a", b"base and more").await.unwrap();
         let mine = fs.open("a").await.unwrap();
         let theirs = other.open("a").await.unwrap();
         mine.write_at(0, b"mine").unwrap();
+        mine.read_all().await.unwrap();
         theirs.write_at(0, b"them").unwrap();
         theirs.close().await.unwrap();
         assert!(matches!(mine.fsync().await, Err(FsError::Conflict { .. })));
-        assert_eq!(fs.object("a").await.as_deref(), Some(&b"them"[..]));
+        assert_eq!(fs.read("a").await.unwrap(), b"them and more", "new opens see the winner");
+        assert!(matches!(mine.read_all().await, Err(FsError::Stale)), "old ones are told");
+        assert!(matches!(mine.write_at(0, b"x"), Err(FsError::Stale)));
+        fs.drained().await;
+        let keys = fs.keys().await;
+        let [winner, loser] = &keys[..] else { panic!("{keys:?}") };
+        assert_eq!(winner, "a");
+        assert!(loser.starts_with("a.conflict-"), "{loser}");
+        assert_eq!(fs.object("a").await.as_deref(), Some(&b"them and more"[..]));
+        assert_eq!(fs.object(loser).await.as_deref(), Some(&b"mine and more"[..]));
+        assert_eq!(fs.read(loser).await.unwrap(), b"mine and more");
     }
 }
 
@@ -107,6 +122,54 @@ on_each_store! {
         other.mkdir("d").await.unwrap();
         assert!(matches!(fs.mkdir("d").await, Err(FsError::Exists)));
     }
+}
+
+on_each_store! {
+    async fn a_file_that_another_host_removed_while_it_was_changed_here_is_made_anew(fs: TestFs) {
+        let other = fs.other_host().await;
+        fs.write("a", b"base and more").await.unwrap();
+        let mine = fs.open("a").await.unwrap();
+        mine.write_at(0, b"mine").unwrap();
+        mine.read_all().await.unwrap();
+        other.unlink("a").await.unwrap();
+        mine.close().await.unwrap();
+        assert_eq!(fs.object("a").await.as_deref(), Some(&b"mine and more"[..]));
+    }
+}
+
+async fn write_both(conflicts: Conflicts) -> (TestFs, Result<(), FsError>) {
+    let write = WriteOptions {
+        durability: Durability::Close,
+        conflicts,
+        ..WriteOptions::default()
+    };
+    let fs = TestFs::with(Arc::new(Bucket::memory()), write).await;
+    let other = fs.other_host().await;
+    fs.write("a", b"base").await.unwrap();
+    let mine = fs.open("a").await.unwrap();
+    let theirs = other.open("a").await.unwrap();
+    mine.write_at(0, b"mine").unwrap();
+    theirs.write_at(0, b"them").unwrap();
+    theirs.close().await.unwrap();
+    let closed = mine.close().await;
+    (fs, closed)
+}
+
+#[tokio::test]
+async fn with_conflicts_overwrite_the_last_one_wins() {
+    let (fs, closed) = write_both(Conflicts::Overwrite).await;
+    closed.unwrap();
+    assert_eq!(fs.keys().await, ["a"]);
+    assert_eq!(fs.object("a").await.as_deref(), Some(&b"mine"[..]));
+}
+
+#[tokio::test]
+async fn with_conflicts_fail_the_loser_waits_on_its_host() {
+    let (fs, closed) = write_both(Conflicts::Fail).await;
+    assert!(matches!(closed, Err(FsError::Conflict { .. })));
+    assert_eq!(fs.keys().await, ["a"]);
+    assert_eq!(fs.object("a").await.as_deref(), Some(&b"them"[..]));
+    assert_eq!(fs.status().dirty_files, 1);
 }
 
 on_each_store! {

@@ -137,7 +137,13 @@ on_each_store! {
         fs.rename("d", "moved").await.unwrap();
         assert_eq!(
             fs.keys().await,
-            ["moved/a", "moved/e/b", "moved/e/f/c", "moved/empty/"]
+            [
+                "moved/a",
+                "moved/e/b",
+                "moved/e/f/c",
+                "moved/e/new",
+                "moved/empty/"
+            ]
         );
         assert_eq!(fs.read("moved/e/f/c").await.unwrap(), b"d/e/f/c");
         assert_eq!(open.read_all().await.unwrap(), b"d/e/b");

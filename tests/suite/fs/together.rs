@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bucketvol::config::options::WriteOptions;
 use bucketvol::fs::FsError;
+use bucketvol::store::Bucket;
 
 use crate::common::test_fs::{TestFs, pattern};
 
@@ -93,8 +95,13 @@ async fn all_files(fs: &TestFs) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-async fn leave_the_bucket_equal_to_what_they_see(fs: TestFs) {
-    let fs = Arc::new(fs);
+async fn leave_the_bucket_equal_to_what_they_see(bucket: Arc<Bucket>) {
+    // What nobody waits for sets out at once.
+    let write = WriteOptions {
+        upload_delay: Duration::ZERO,
+        ..WriteOptions::default()
+    };
+    let fs = Arc::new(TestFs::with(bucket, write).await);
     for directory in ["d", "e"] {
         fs.mkdir(directory).await.unwrap();
     }
@@ -133,11 +140,11 @@ async fn leave_the_bucket_equal_to_what_they_see(fs: TestFs) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_in_each_others_way_leave_the_bucket_equal_to_what_they_see_in_memory() {
-    leave_the_bucket_equal_to_what_they_see(TestFs::memory().await).await;
+    leave_the_bucket_equal_to_what_they_see(Arc::new(Bucket::memory())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_in_each_others_way_leave_the_bucket_equal_to_what_they_see_on_s3() {
     let server = crate::common::s3_server::S3Server::start().await;
-    leave_the_bucket_equal_to_what_they_see(TestFs::on(Arc::new(server.bucket("p"))).await).await;
+    leave_the_bucket_equal_to_what_they_see(Arc::new(server.bucket("p"))).await;
 }
