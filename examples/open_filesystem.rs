@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::clock::SystemClock;
-use bucketvol::config::options::{Ownership, WriteOptions};
-use bucketvol::fs::{BlockCache, Caller, FileSystem, FsError, IfExists, Settings};
+use bucketvol::config::options::{MinFree, Ownership, WriteOptions};
+use bucketvol::fs::{BlockCache, Caller, FileSystem, FsError, IfExists, Settings, StagingBudget};
 use bucketvol::store::Bucket;
 
 const ROOT: u64 = 1;
@@ -27,6 +27,7 @@ async fn main() -> Result<(), FsError> {
         read_only: false,
         metadata_ttl: Duration::from_secs(1),
         write: WriteOptions::default(),
+        staging: StagingBudget::new(1 << 30, MinFree::Percent(10)),
         fsync_timeout: Duration::from_secs(60),
         part_size: 8 * 1024 * 1024,
         concurrency: 64,

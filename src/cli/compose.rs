@@ -12,7 +12,7 @@ use super::serve::ServeArgs;
 use super::tracked::Tracked;
 use crate::clock::SystemClock;
 use crate::config::{Ambient, CredentialProvider, Options};
-use crate::fs::BlockCache;
+use crate::fs::{BlockCache, StagingBudget};
 use crate::plugin::bucket::{BucketDriver, Mount, MountError, Mounter, Settings};
 use crate::plugin::{Deadlines, PluginSocket, VolumeDriver, listen};
 use crate::store::Bucket;
@@ -36,6 +36,7 @@ pub(super) async fn mount_at(
     let host = Host {
         state_dir,
         ambient: ambient.clone(),
+        staging: StagingBudget::new(options.host.staging_limit, options.host.min_free),
         cache: BlockCache::new(options.host.cache_memory),
         clock: SystemClock::shared(),
     };
@@ -62,6 +63,7 @@ pub(super) async fn mounter(args: &ServeArgs) -> Result<Arc<FuseMounter>> {
     let host = Host {
         state_dir: args.state_dir.join(STAGING),
         ambient: args.ambient()?,
+        staging: StagingBudget::new(args.staging_limit, args.min_free),
         cache: BlockCache::new(args.cache_memory),
         clock: SystemClock::shared(),
     };

@@ -22,7 +22,7 @@ use crate::config::credentials::Ambient;
 use crate::fs::fuse::adapter::FuseAdapter;
 use crate::fs::fuse::mount::{AttachError, check_mountpoint};
 use crate::fs::fuse::{BaseDir, MountRequest, Session, SessionError};
-use crate::fs::{BlockCache, FileSystem, FsError};
+use crate::fs::{BlockCache, FileSystem, FsError, StagingBudget};
 use crate::plugin::bucket::{Mount, MountError, MountStatus, Mounter, VolumeName, VolumeSpec};
 
 /// From mount(2) to the root's first answer. The root is known by then, so only a host in trouble needs
@@ -42,6 +42,8 @@ pub struct Host {
     pub state_dir: PathBuf,
     /// Where credentials may come from.
     pub ambient: Ambient,
+    /// How much of the disk may hold what waits to be uploaded.
+    pub staging: Arc<StagingBudget>,
     /// The blocks that were read.
     pub cache: Arc<BlockCache>,
     /// The clocks.

@@ -16,6 +16,7 @@ use super::control::{self, MountView};
 use super::mount::{Signals, time};
 use super::output::TimedOut;
 use super::tracked::Tracked;
+use crate::config::options::{MinFree, OptionError};
 use crate::config::size::parse_size;
 use crate::config::{Ambient, Environment};
 use crate::plugin::bucket::MountError;
@@ -75,6 +76,24 @@ pub(super) struct ServeArgs {
         value_parser = size
     )]
     pub(super) cache_memory: u64,
+    /// Bytes of all volumes that may wait on this host; writes wait for room then
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "BUCKETVOL_STAGING_LIMIT",
+        default_value = "20GiB",
+        value_parser = size
+    )]
+    pub(super) staging_limit: u64,
+    /// What such bytes leave free of the disk: a size, or a part of it like 10%
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "BUCKETVOL_MIN_FREE",
+        default_value = "10%",
+        value_parser = min_free
+    )]
+    pub(super) min_free: MinFree,
     /// How long SIGTERM may drain
     #[arg(
         long,
@@ -109,6 +128,10 @@ fn size(text: &str) -> Result<u64, String> {
     parse_size(text)
         .filter(|bytes| *bytes >= 8 << 20)
         .ok_or_else(|| "accepted is a size of at least 8MiB".to_owned())
+}
+
+fn min_free(text: &str) -> Result<MinFree, OptionError> {
+    text.parse()
 }
 
 pub(super) async fn run(args: ServeArgs) -> Result<ExitCode> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Scope;
 use super::credentials::{self, CredentialSource};
 use super::endpoint::parse_endpoint;
-use super::options::{Conflicts, Durability};
+use super::options::{Conflicts, Durability, MinFree};
 use super::size::{parse_duration, parse_mode, parse_size, parse_switch};
 use super::url::normalized_prefix;
 
@@ -46,6 +46,8 @@ pub(super) struct Draft {
     pub(super) check: Option<bool>,
     pub(super) overlap: Option<bool>,
     pub(super) cache_memory: Option<u64>,
+    pub(super) staging_limit: Option<u64>,
+    pub(super) min_free: Option<MinFree>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) ca_cert: Option<PathBuf>,
 }
@@ -95,6 +97,8 @@ pub(super) const PART_SIZE: std::ops::RangeInclusive<u64> = 5 << 20..=5 << 30;
 pub(super) const CONCURRENCY: std::ops::RangeInclusive<usize> = 1..=1024;
 const FSYNC_TIMEOUT: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
+/// Below this a single part could not be staged.
+const STAGING_LIMIT_MIN: u64 = 8 << 20;
 /// Longest time that a changed file may wait before it sets out.
 const DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Below this the cache could not hold what one sequential reader has in flight.
@@ -401,6 +405,29 @@ pub(super) const KEYS: &[KeySpec] = &[
                 parse_size(v).filter(|s| *s >= CACHE_MEMORY_MIN),
             )
         },
+        ..BASE
+    },
+    KeySpec {
+        name: "staging_limit",
+        default: "20GiB",
+        accepts: "a size of at least 8MiB",
+        help: "bytes that may wait on this host until they are uploaded; writes wait for room then",
+        host_only: Some("serve --staging-limit"),
+        set: |draft, v| {
+            some(
+                &mut draft.staging_limit,
+                parse_size(v).filter(|s| *s >= STAGING_LIMIT_MIN),
+            )
+        },
+        ..BASE
+    },
+    KeySpec {
+        name: "min_free",
+        default: "10%",
+        accepts: "a size, or a part of the disk from 0% to 99%",
+        help: "what such bytes leave free of the disk",
+        host_only: Some("serve --min-free"),
+        set: |draft, v| some(&mut draft.min_free, v.parse().ok()),
         ..BASE
     },
     KeySpec {

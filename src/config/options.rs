@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
-pub use self::write::{Conflicts, Durability, WriteOptions};
+pub use self::write::{Conflicts, Durability, MinFree, WriteOptions};
 use super::credentials::{CredentialSource, Credentials};
 use super::endpoint::{is_aliyun, is_aws, parse_endpoint, region_of};
 use super::keys::{Draft, KEYS, KeySpec, find, nearest};
@@ -97,6 +97,10 @@ pub struct Transfer {
 pub struct HostOptions {
     /// Bytes of memory for cached blocks.
     pub cache_memory: u64,
+    /// Bytes that may wait until they are uploaded.
+    pub staging_limit: u64,
+    /// What they leave free of the disk.
+    pub min_free: MinFree,
     /// Where bytes wait until they are uploaded; `None`: below the user's state directory.
     pub state_dir: Option<PathBuf>,
     /// A PEM file of certificates to trust beside the system's.
@@ -132,6 +136,8 @@ impl Default for HostOptions {
     fn default() -> Self {
         Self {
             cache_memory: 256 << 20,
+            staging_limit: 20 << 30,
+            min_free: MinFree::Percent(10),
             state_dir: None,
             ca_cert: None,
         }
@@ -255,6 +261,8 @@ impl Options {
         options.check = check.unwrap_or(options.check);
         options.allow_overlap = overlap.unwrap_or(options.allow_overlap);
         options.host.cache_memory = draft.cache_memory.unwrap_or(options.host.cache_memory);
+        options.host.staging_limit = draft.staging_limit.unwrap_or(options.host.staging_limit);
+        options.host.min_free = draft.min_free.unwrap_or(options.host.min_free);
         options.host.state_dir = draft.state_dir;
         options.host.ca_cert = draft.ca_cert;
         Ok(options)
@@ -372,6 +380,16 @@ impl Options {
             own.cache_memory != base.cache_memory,
             "cache_memory",
             format_size(own.cache_memory),
+        );
+        say(
+            own.staging_limit != base.staging_limit,
+            "staging_limit",
+            format_size(own.staging_limit),
+        );
+        say(
+            own.min_free != base.min_free,
+            "min_free",
+            own.min_free.to_string(),
         );
         for (key, path) in [("state_dir", &own.state_dir), ("ca_cert", &own.ca_cert)] {
             let path = path.as_deref().map(|p| p.to_string_lossy().into_owned());

@@ -55,6 +55,12 @@ pub enum FsError {
     /// The store did not answer in time; what was to be written stays and is tried again.
     #[error("the store did not answer within {}", humantime::format_duration(*.0))]
     TimedOut(Duration),
+    /// No more bytes may wait on this host.
+    #[error(
+        "no room to stage writes for {}: `staging_limit` or `min_free` is reached, and the store takes nothing",
+        humantime::format_duration(*.0)
+    )]
+    NoRoom(Duration),
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -76,6 +76,11 @@ impl ExtentMap {
         self.extents.values().map(|e| e.len).sum()
     }
 
+    /// Bytes of the staging file that are of use, or were.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
     /// The extents, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Extent> {
         self.extents.values()

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::attr::{Attr, Caller};
+use super::budget::StagingBudget;
 use super::cache::{BlockCache, ObjectSource};
 use super::error::FsError;
 use super::handles::Handles;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub concurrency: usize,
     /// The volume's own directory on this host: its journal and what waits to be uploaded.
     pub staging_dir: PathBuf,
+    /// How much of the host's disk may hold what waits to be uploaded.
+    pub staging: Arc<StagingBudget>,
     /// The daemon's block cache.
     pub cache: Arc<BlockCache>,
     /// Time.
@@ -68,6 +71,7 @@ impl Settings {
     pub fn from_options(
         options: &Options,
         staging_dir: PathBuf,
+        staging: Arc<StagingBudget>,
         cache: Arc<BlockCache>,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -80,6 +84,7 @@ impl Settings {
             part_size: options.transfer.part_size,
             concurrency: options.transfer.concurrency,
             staging_dir,
+            staging,
             cache,
             clock,
         }
@@ -167,7 +172,7 @@ impl FileSystem {
             opened => opened,
         }
         .map_err(std::io::Error::other)?;
-        let staging = Staging::open(journal.files())?;
+        let staging = Staging::open(journal.files(), Arc::clone(&settings.staging))?;
         let now = settings.clock.wall();
         let ownership = settings.ownership;
         let caller = Caller {

@@ -8,6 +8,7 @@
 
 mod attr;
 mod block;
+mod budget;
 mod cache;
 mod durable;
 mod error;
@@ -25,6 +26,7 @@ mod tree;
 mod upload;
 
 pub use attr::{Attr, Caller, SetAttr};
+pub use budget::StagingBudget;
 pub use cache::BlockCache;
 pub use error::FsError;
 pub use filesystem::{Entry, FileSystem, Settings, Status};

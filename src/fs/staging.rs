@@ -11,19 +11,31 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::budget::{StagingAccount, StagingBudget};
 use super::extents::{Chunk, Extent, ExtentMap, Source};
 
 /// The directory that staging files are made in.
 #[derive(Debug)]
 pub(crate) struct Staging {
     directory: PathBuf,
+    budget: Arc<StagingBudget>,
 }
 
 impl Staging {
     /// Makes the directory if it is not there.
-    pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
+    pub(crate) fn open(directory: PathBuf, budget: Arc<StagingBudget>) -> io::Result<Self> {
         std::fs::create_dir_all(&directory).map_err(named(&directory))?;
-        Ok(Self { directory })
+        Ok(Self { directory, budget })
+    }
+
+    /// Whether `bytes` more may be staged now.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.budget.has_room(bytes, &self.directory)
+    }
+
+    /// Waits until somebody gives room back.
+    pub(crate) async fn released(&self) {
+        self.budget.released().await;
     }
 
     /// A new staging file for content whose first `base_len` bytes are those of an object.
@@ -41,6 +53,7 @@ impl Staging {
         Ok(StagedContent {
             file: Arc::new(file),
             map: ContentMap::new(base_len),
+            account: self.budget.account(),
         })
     }
 
@@ -68,8 +81,10 @@ impl Staging {
         } else {
             Vec::new()
         };
+        let mut account = self.budget.account();
+        account.set(map.extents.end());
         let file = Arc::new(file);
-        Ok((StagedContent { file, map }, lost))
+        Ok((StagedContent { file, map, account }, lost))
     }
 
     /// The inode has nothing staged any more. Who still reads the file keeps it.
@@ -208,6 +223,7 @@ impl ContentMap {
 pub(crate) struct StagedContent {
     file: Arc<File>,
     map: ContentMap,
+    account: StagingAccount,
 }
 
 impl StagedContent {
@@ -231,6 +247,7 @@ impl StagedContent {
     /// The staged bytes of these extents are the content's from now on.
     pub(crate) fn record(&mut self, extents: &[Extent]) {
         self.map.record(extents);
+        self.account.set(self.map.extents.end());
     }
 
     /// Cuts the content off at `size`, or lets zeros follow up to it.
@@ -270,6 +287,12 @@ impl StagedContent {
     /// The upload of `frozen` made an object of `size` bytes: what was written since lies over that.
     pub(crate) fn uploaded(&mut self, frozen: &FrozenContent, size: u64) {
         self.map.uploaded(&frozen.map, size);
+        if self.map.extents.end() == 0 {
+            // Nobody reads it any more: the upload has ended, and whoever reads holds the inode's lock. A file
+            // that stays long only takes room.
+            let _ = self.file.set_len(0);
+        }
+        self.account.set(self.map.extents.end());
     }
 
     /// The upload came to nothing.
@@ -350,10 +373,15 @@ fn content_sources(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::options::MinFree;
+
+    fn budget() -> Arc<StagingBudget> {
+        StagingBudget::new(u64::MAX, MinFree::Bytes(0))
+    }
 
     fn staged(base_len: u64) -> (tempfile::TempDir, StagedContent) {
         let dir = tempfile::tempdir().unwrap();
-        let content = Staging::open(dir.path().join("staging"))
+        let content = Staging::open(dir.path().join("staging"), budget())
             .unwrap()
             .create(7, base_len)
             .unwrap();
@@ -416,7 +444,7 @@ mod tests {
     #[test]
     fn after_a_crash_of_the_host_bytes_that_are_not_what_was_written_are_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        let staging = Staging::open(dir.path().to_path_buf()).unwrap();
+        let staging = Staging::open(dir.path().to_path_buf(), budget()).unwrap();
         let mut content = staging.create(7, 30).unwrap();
         write(&mut content, 0, &[1; 10]);
         write(&mut content, 20, &[2; 10]);

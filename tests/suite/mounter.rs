@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use bucketvol::cli::mounter::{FuseMounter, Host, mount_at};
 use bucketvol::clock::SystemClock;
 use bucketvol::config::credentials::{Ambient, Environment};
+use bucketvol::config::options::MinFree;
 use bucketvol::config::{Location, Options, Scheme};
-use bucketvol::fs::BlockCache;
+use bucketvol::fs::{BlockCache, StagingBudget};
 use bucketvol::plugin::bucket::{Mount, MountError, Mounter, VolumeName, VolumeSpec};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -25,6 +26,7 @@ fn host(place: &Place) -> Host {
     Host {
         state_dir: place.path().join("state"),
         ambient: Ambient::command_line(Environment::default()),
+        staging: StagingBudget::new(1 << 30, MinFree::Bytes(0)),
         cache: BlockCache::new(1 << 20),
         clock: SystemClock::shared(),
     }

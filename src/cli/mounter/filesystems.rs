@@ -175,7 +175,8 @@ impl FileSystems {
         let location = options.location.clone();
         let cache = Arc::clone(&self.host.cache);
         let clock = Arc::clone(&self.host.clock);
-        let settings = Settings::from_options(&options, staging_dir, cache, clock);
+        let staging = Arc::clone(&self.host.staging);
+        let settings = Settings::from_options(&options, staging_dir, staging, cache, clock);
         FileSystem::open(bucket, settings)
             .await
             .map_err(|error| fs_error(&location, &error))

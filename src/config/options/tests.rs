@@ -116,6 +116,11 @@ fn every_key_and_alias_lands_where_it_belongs() {
         ("check", "no", |o| !o.check),
         ("overlap", "allow", |o| o.allow_overlap),
         ("cache_memory", "1GiB", |o| o.host.cache_memory == 1 << 30),
+        ("staging_limit", "1GiB", |o| o.host.staging_limit == 1 << 30),
+        ("min_free", "1GiB", |o| {
+            o.host.min_free == MinFree::Bytes(1 << 30)
+        }),
+        ("min_free", "5%", |o| o.host.min_free == MinFree::Percent(5)),
         ("state_dir", "/x", |o| o.host.state_dir == Some("/x".into())),
         ("ca_cert", "/x.pem", |o| {
             o.host.ca_cert == Some("/x.pem".into())
@@ -316,6 +321,8 @@ fn a_bad_value_names_key_value_and_what_is_accepted() {
         ("cache_memory", "1"),
         ("cache_memory", "x"),
         ("state_dir", "x"),
+        ("staging_limit", "1MiB"),
+        ("min_free", "100%"),
         ("ca_cert", ""),
     ] {
         let error = mount(&[(key, value)]).expect_err(key).to_string();
@@ -442,6 +449,8 @@ fn contradictions_are_refused_with_both_keys() {
 fn a_volumes_creator_must_not_name_host_paths_or_memory() {
     for (key, instead) in [
         ("cache_memory", "serve --cache-memory"),
+        ("staging_limit", "serve --staging-limit"),
+        ("min_free", "serve --min-free"),
         ("state_dir", "serve --state-dir"),
         ("ca_cert", "certificate store"),
     ] {
@@ -568,6 +577,8 @@ fn canonical_pairs_hold_no_secret_and_give_the_same_options_again() {
     let said = [
         ("cache_memory", "1GiB"),
         ("state_dir", "/s"),
+        ("staging_limit", "9MiB"),
+        ("min_free", "7%"),
         ("ca_cert", "/c"),
         ("dir_mode", "0"),
     ];

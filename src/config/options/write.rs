@@ -1,6 +1,11 @@
 //! What waits for the bucket, and when changes leave for it.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
+
+use super::OptionError;
+use crate::config::size::{format_size, parse_size};
 
 /// How changes come into the bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,5 +86,53 @@ impl Conflicts {
         [Self::KeepBoth, Self::Fail, Self::Overwrite]
             .into_iter()
             .find(|policy| policy.as_str() == word)
+    }
+}
+
+/// What staged bytes leave free of the disk they are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of the disk.
+    Percent(u8),
+}
+
+impl MinFree {
+    /// Bytes, of a disk of `total` bytes.
+    pub fn of(self, total: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => total / 100 * u64::from(percent),
+        }
+    }
+}
+
+impl fmt::Display for MinFree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => f.write_str(&format_size(*bytes)),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+impl FromStr for MinFree {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = match text.strip_suffix('%') {
+            Some(percent) => percent
+                .parse()
+                .ok()
+                .filter(|percent| *percent < 100)
+                .map(Self::Percent),
+            None => parse_size(text).map(Self::Bytes),
+        };
+        parsed.ok_or_else(|| {
+            OptionError(format!(
+                "{text:?} is neither a size nor a percentage below 100%"
+            ))
+        })
     }
 }

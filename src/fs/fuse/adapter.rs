@@ -371,11 +371,24 @@ impl Filesystem for FuseAdapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.fs.write(fh.0, offset, data) {
-            // The kernel sends at most MAX_WRITE bytes.
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(Errno::from(&error)),
+        // The kernel sends at most MAX_WRITE bytes.
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        if self.fs.has_room_for(u64::from(len)) {
+            return match self.fs.write(fh.0, offset, data) {
+                Ok(()) => reply.written(len),
+                Err(error) => reply.error(Errno::from(&error)),
+            };
         }
+        let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
+        let write = async move {
+            fs.room_for(u64::from(len)).await?;
+            fs.write(fh.0, offset, &data)
+        };
+        self.dispatch
+            .make(write, reply, move |reply, done| match done {
+                Ok(()) => reply.written(len),
+                Err(errno) => reply.error(errno),
+            });
     }
 
     fn flush(

@@ -32,8 +32,10 @@ impl From<&FsError> for Errno {
             FsError::Staging(error) => match error.raw_os_error() {
                 // The disk of the host is full.
                 Some(code) => Self::from_i32(code),
+                None if error.kind() == std::io::ErrorKind::StorageFull => Self::ENOSPC,
                 None => Self::EIO,
             },
+            FsError::NoRoom(_) => Self::ENOSPC,
         }
     }
 }

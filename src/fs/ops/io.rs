@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -20,6 +21,9 @@ use crate::fs::tree::Tree;
 use crate::fs::upload::plan::SIZE_MAX;
 use crate::fs::upload::schedule::Footprint;
 use crate::store::{FileKind, Key, ObjectVersion, StoreError};
+
+/// How often a write that waits for room looks for itself.
+const ROOM_POLL: Duration = Duration::from_millis(100);
 
 /// Largest object that is read because a part of it is changed.
 const KEPT_BASE_MAX: u64 = 16 * 1024 * 1024;
@@ -182,6 +186,41 @@ impl FileSystem {
         if let Some(ahead) = ahead {
             self.settings.cache.prefetch(object, &ahead);
         }
+    }
+
+    /// Whether a write of `bytes` can be done at once; else [`FileSystem::room_for`] has to be waited for.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        self.staging.has_room(bytes)
+    }
+
+    /// Waits until `bytes` may be written: all that is staged sets out for the bucket meanwhile.
+    pub async fn room_for(&self, bytes: u64) -> Result<(), FsError> {
+        let limit = self.settings.fsync_timeout;
+        let waited = tokio::time::timeout(limit, async {
+            while !self.staging.has_room(bytes) {
+                self.hurry();
+                // Other programs' files take and leave room too, and nobody tells of those.
+                let _ = tokio::time::timeout(ROOM_POLL, self.staging.released()).await;
+            }
+        });
+        waited.await.map_err(|_| FsError::NoRoom(limit))
+    }
+
+    /// All that is staged is to go now.
+    fn hurry(&self) {
+        let now = self.now();
+        let staged: Vec<u64> = self
+            .tree
+            .lock()
+            .inodes()
+            .filter(|inode| inode.state.lock().unsent.content)
+            .map(|inode| inode.ino)
+            .collect();
+        self.uploader.tell(|queue| {
+            for ino in staged {
+                queue.urgent(ino, now);
+            }
+        });
     }
 
     /// Writes all of `data`. It is safe on this host's disk, not yet in the bucket.

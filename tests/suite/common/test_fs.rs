@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use bucketvol::clock::{Clock, ManualClock, SystemClock};
 use bucketvol::config::credentials::CredentialProvider;
-use bucketvol::config::options::{Durability, EndpointOptions, Ownership, WriteOptions};
+use bucketvol::config::options::{Durability, EndpointOptions, MinFree, Ownership, WriteOptions};
 use bucketvol::config::{Location, Scheme};
 use bucketvol::fs::{
     Attr, BlockCache, Caller, DirEntry, FileSystem, FsError, IfExists, RenameMode, SetAttr,
-    Settings,
+    Settings, StagingBudget,
 };
 use bucketvol::store::{Bucket, FileKind, Key, ListEntry, ListRequest, Metadata, Precondition};
 use bytes::Bytes;
@@ -23,6 +23,9 @@ pub(crate) const ROOT: u64 = 1;
 
 /// Parts as small as a store takes, so that multipart uploads are quick to make.
 pub(crate) const PART: usize = 5 * 1024 * 1024;
+
+/// Bytes that a volume of these tests may stage.
+pub(crate) const STAGING_LIMIT: u64 = 256 * 1024 * 1024;
 
 pub(crate) const TTL: Duration = Duration::from_secs(1);
 
@@ -101,7 +104,13 @@ impl TestFs {
 
     /// A volume on `bucket` whose changes leave for it as `write` says.
     pub(crate) async fn with(bucket: Arc<Bucket>, write: WriteOptions) -> Self {
-        Self::open_at(bucket, write, tempfile::tempdir().unwrap()).await
+        Self::open_at(bucket, write, tempfile::tempdir().unwrap(), |_| {}).await
+    }
+
+    /// A volume on `bucket` with settings of its own.
+    pub(crate) async fn tuned(bucket: Arc<Bucket>, tune: impl FnOnce(&mut Settings)) -> Self {
+        let staging = tempfile::tempdir().unwrap();
+        Self::open_at(bucket, WriteOptions::default(), staging, tune).await
     }
 
     /// The volume as the next process finds it when this one is killed here and now.
@@ -109,7 +118,7 @@ impl TestFs {
         let left = tempfile::tempdir().unwrap();
         copy_dir(self.staging.path(), left.path());
         self.close();
-        Self::open_at(Arc::clone(&self.bucket), self.write, left).await
+        Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
     }
 
     /// The volume as the next process finds it when this one is killed and its journal has these bytes.
@@ -118,13 +127,18 @@ impl TestFs {
         copy_dir(self.staging.path(), left.path());
         std::fs::write(left.path().join("staging/journal"), journal).unwrap();
         self.close();
-        Self::open_at(Arc::clone(&self.bucket), self.write, left).await
+        Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
     }
 
-    async fn open_at(bucket: Arc<Bucket>, write: WriteOptions, staging: TempDir) -> Self {
+    async fn open_at(
+        bucket: Arc<Bucket>,
+        write: WriteOptions,
+        staging: TempDir,
+        tune: impl FnOnce(&mut Settings),
+    ) -> Self {
         let clock = ManualClock::shared();
         let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
-        let settings = Settings {
+        let mut settings = Settings {
             ownership: Ownership {
                 uid: 0,
                 gid: 0,
@@ -138,9 +152,11 @@ impl TestFs {
             part_size: PART as u64,
             concurrency: 16,
             staging_dir: staging.path().join("staging"),
+            staging: StagingBudget::new(STAGING_LIMIT, MinFree::Bytes(0)),
             cache: BlockCache::new(64 * 1024 * 1024),
             clock: shared,
         };
+        tune(&mut settings);
         let fs = FileSystem::open(Arc::clone(&bucket), settings)
             .await
             .unwrap();
@@ -156,6 +172,14 @@ impl TestFs {
     /// Another volume on the same bucket, as another host has it.
     pub(crate) async fn other_host(&self) -> Self {
         Self::on(Arc::clone(&self.bucket)).await
+    }
+
+    /// Bytes of its staging files.
+    pub(crate) fn staged_bytes(&self) -> u64 {
+        let files = std::fs::read_dir(self.staging.path().join("staging/files")).unwrap();
+        files
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum()
     }
 
     /// All that was changed is in the bucket.

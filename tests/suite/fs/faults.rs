@@ -1,13 +1,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bucketvol::fs::{FsError, SetAttr};
+use bucketvol::config::options::MinFree;
+use bucketvol::fs::{FsError, SetAttr, StagingBudget};
 use bucketvol::store::{Bucket, MemoryStore, StoreError};
 
 use crate::common::fault_store::{FaultStore, Faults};
 use crate::common::test_fs::{PART, TestFs, pattern};
 
 async fn faulty() -> (TestFs, Arc<Faults>) {
+    let (bucket, faults) = faulty_bucket();
+    (TestFs::on(bucket).await, faults)
+}
+
+fn faulty_bucket() -> (Arc<Bucket>, Arc<Faults>) {
     let clock = bucketvol::clock::SystemClock::shared();
     let (store, faults) = FaultStore::new(Arc::new(MemoryStore::new(clock)));
     let location = bucketvol::config::Location {
@@ -15,10 +21,7 @@ async fn faulty() -> (TestFs, Arc<Faults>) {
         bucket: "faulty".to_owned(),
         prefix: String::new(),
     };
-    (
-        TestFs::on(Arc::new(Bucket::new(Arc::new(store), location))).await,
-        faults,
-    )
+    (Arc::new(Bucket::new(Arc::new(store), location)), faults)
 }
 
 fn is_denied<T>(done: &Result<T, FsError>) -> bool {
@@ -129,4 +132,45 @@ async fn a_store_that_hangs_is_an_error_in_time() {
     faults.hang(false);
     file.fsync().await.unwrap();
     assert_eq!(fs.object("a").await.as_deref(), Some(&b"y"[..]));
+}
+
+#[tokio::test]
+async fn more_than_may_be_staged_is_written_at_the_pace_of_the_store() {
+    const LIMIT: u64 = 8 << 20;
+    const STEP: u64 = 1 << 20;
+    let fs = TestFs::tuned(Arc::new(Bucket::memory()), |settings| {
+        settings.staging = StagingBudget::new(LIMIT, MinFree::Bytes(0));
+    })
+    .await;
+    let bytes = pattern(40 << 20);
+    let file = fs.create("a").await.unwrap();
+    for (step, offset) in bytes.chunks(1 << 20).zip((0..).step_by(1 << 20)) {
+        fs.room_for(STEP).await.unwrap();
+        file.write_at(offset, step).unwrap();
+        assert!(fs.staged_bytes() <= LIMIT, "{} staged", fs.staged_bytes());
+    }
+    file.close().await.unwrap();
+    fs.drained().await;
+    assert!(fs.object("a").await.unwrap() == bytes);
+    assert_eq!(fs.staged_bytes(), 0);
+}
+
+#[tokio::test]
+async fn where_the_store_takes_nothing_writing_is_an_error_in_time_and_nothing_is_lost() {
+    let (bucket, faults) = faulty_bucket();
+    let fs = TestFs::tuned(bucket, |settings| {
+        settings.staging = StagingBudget::new(1 << 20, MinFree::Bytes(0));
+        settings.fsync_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let bytes = pattern(1 << 20);
+    let file = fs.create("a").await.unwrap();
+    file.write_at(0, &bytes).unwrap();
+    faults.deny_writes(1000);
+    assert!(!fs.has_room_for(1));
+    assert!(matches!(fs.room_for(1).await, Err(FsError::NoRoom(_))));
+    faults.deny_writes(0);
+    fs.drained().await;
+    assert!(fs.object("a").await.unwrap() == bytes);
+    fs.room_for(1).await.unwrap();
 }

@@ -1,4 +1,8 @@
+use std::sync::Arc;
+
+use bucketvol::config::options::WriteOptions;
 use bucketvol::fs::{FsError, RenameMode};
+use bucketvol::store::Bucket;
 
 use crate::common::test_fs::{PART, TestFs, pattern};
 
@@ -271,5 +275,42 @@ on_each_store! {
             fs.let_ttl_pass();
             assert_eq!(fs.ls("").await, [""; 0]);
         }
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_files_written_beside_and_renamed_into_place_are_a_hundred_puts_and_nothing_else()
+{
+    let fs = TestFs::with(Arc::new(Bucket::memory()), WriteOptions::default()).await;
+    fs.mkdir("d").await.unwrap();
+    let (_, requests) = fs
+        .requests_of(async {
+            for i in 0..100 {
+                fs.write("d/tmp", pattern(1000)).await.unwrap();
+                fs.rename("d/tmp", &format!("d/{i:03}")).await.unwrap();
+            }
+            fs.drained().await;
+        })
+        .await;
+    assert_eq!(requests, 100);
+    assert_eq!(fs.keys().await.len(), 101);
+}
+
+on_each_store! {
+    async fn two_files_change_places(fs: TestFs) {
+        fs.write("a", b"was a").await.unwrap();
+        fs.write("b", b"was b").await.unwrap();
+        let fs = TestFs::with(Arc::clone(&fs.bucket), WriteOptions::default()).await;
+        for (from, to) in [("a", "t"), ("b", "a"), ("t", "b")] {
+            fs.rename(from, to).await.unwrap();
+        }
+        assert_eq!(fs.read("a").await.unwrap(), b"was b");
+        assert_eq!(fs.read("b").await.unwrap(), b"was a");
+        let fs = fs.after_crash().await;
+        assert_eq!(fs.read("a").await.unwrap(), b"was b");
+        fs.drained().await;
+        assert_eq!(fs.keys().await, ["a", "b"]);
+        assert_eq!(fs.object("a").await.as_deref(), Some(&b"was b"[..]));
+        assert_eq!(fs.object("b").await.as_deref(), Some(&b"was a"[..]));
     }
 }
