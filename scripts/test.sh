@@ -122,7 +122,7 @@ if wanted deny; then
     fi
 fi
 if wanted plain; then
-    tests plain 'not test(/^(docker|fuse_real|mounter|session)::/) & not test(garage)' \
+    tests plain 'not test(/^(crash|docker|fuse_real|mounter|session)::/) & not test(garage)' \
         --lib --bins --examples --test suite -- --skip docker:: --skip fuse_real:: --skip mounter:: \
         --skip session:: --skip garage
 fi
@@ -139,7 +139,7 @@ if wanted fuse; then
             say "/dev/fuse is closed to users (mode $closed_fuse); it is opened for the run"
             as_root chmod 0666 /dev/fuse
         fi
-        tests fuse 'test(/^(fuse_real|mounter|session)::/)' --test suite -- fuse_real:: mounter:: session::
+        tests fuse 'test(/^(crash|fuse_real|mounter|session)::/)' --test suite -- crash:: fuse_real:: mounter:: session::
     else
         cannot fuse "needs /dev/fuse, fusermount3 and root"
     fi
