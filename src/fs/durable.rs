@@ -350,9 +350,11 @@ impl FileSystem {
         let inodes: Vec<Arc<Inode>> = self.tree.lock().inodes().map(Arc::clone).collect();
         for inode in inodes {
             let tree = self.tree.lock();
-            let state = inode.state.lock();
-            if state.journaled || state.opens > 0 {
-                drop(state);
+            let is_known = {
+                let state = inode.state.lock();
+                state.journaled || state.opens > 0
+            };
+            if is_known {
                 self.place_in_journal(&tree, inode.ino)?;
             }
             let state = inode.state.lock();

@@ -276,3 +276,78 @@ fn rename_successor(directory: &Path) -> io::Result<()> {
     std::fs::rename(successor(directory), current(directory))?;
     File::open(directory)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::attr::{Attr, Caller};
+    use crate::fs::inode::Unsent;
+    use crate::fs::journal::record::ChangedInode;
+    use crate::store::{FileKind, Metadata};
+
+    fn changed(ino: u64) -> Record {
+        let caller = Caller { uid: 0, gid: 0 };
+        let now = std::time::SystemTime::UNIX_EPOCH;
+        Record::Changed(Box::new(ChangedInode {
+            ino,
+            attr: Attr::new(FileKind::File, 0o644, caller, now),
+            metadata: Metadata::default(),
+            remote: None,
+            overwrites: None,
+            unsent: Unsent {
+                content: true,
+                ..Unsent::default()
+            },
+            base_len: None,
+            write: None,
+        }))
+    }
+
+    fn opened(directory: &Path) -> (Arc<Journal>, Left) {
+        let (journal, left) = Journal::open(directory).unwrap();
+        journal.replace().unwrap();
+        (Arc::new(journal), left)
+    }
+
+    #[tokio::test]
+    async fn what_is_said_while_the_log_is_written_anew_is_in_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = opened(dir.path());
+        for ino in 2..1000 {
+            journal.append(&changed(ino)).unwrap();
+            journal.append(&Record::Settled { ino }).unwrap();
+        }
+        for ino in [1000, 1001] {
+            journal.append(&changed(ino)).unwrap();
+        }
+        let long = journal.inner.lock().log.end();
+        let teller = Arc::clone(&journal);
+        journal
+            .rewrite(move || {
+                // Said by another thread before and after this inode's turn comes.
+                teller.append(&Record::Settled { ino: 1001 })?;
+                teller.append(&changed(1000))?;
+                teller.append(&changed(1002))
+            })
+            .await
+            .unwrap();
+        assert!(journal.inner.lock().log.end() < long / 100);
+        journal.append(&changed(1003)).unwrap();
+        journal.sync().await.unwrap();
+        drop(journal);
+        let (_, left) = Journal::open(dir.path()).unwrap();
+        let mut inos: Vec<u64> = left.replay.inodes.into_keys().collect();
+        inos.sort_unstable();
+        assert_eq!(inos, [1000, 1002, 1003]);
+    }
+
+    #[test]
+    fn a_journal_has_one_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_journal, _) = opened(dir.path());
+        assert!(matches!(
+            Journal::open(dir.path()),
+            Err(LogError::InUse { .. })
+        ));
+    }
+}

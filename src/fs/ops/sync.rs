@@ -62,13 +62,33 @@ impl FileSystem {
         Ok(self.journal.sync().await?)
     }
 
-    /// What names were added to or taken from the directory is in the bucket already; the files among its
-    /// children follow now.
+    /// The bucket has the directory as it is here: the files that names were given to, with what was written to
+    /// them, and nothing under the names that were taken away.
     pub async fn fsyncdir(self: &Arc<Self>, ino: u64) -> Result<(), FsError> {
-        let children = self.tree.lock().children(ino);
-        for child in children {
-            if child.inode.state.lock().unsent.any() {
-                self.upload_in_time(&child.inode).await?;
+        if self.settings.write.durability == Durability::Local {
+            return Ok(self.journal.sync().await?);
+        }
+        let directory = self.key_of(ino)?;
+        let (changed, doomed) = {
+            let tree = self.tree.lock();
+            let mut changed: Vec<Arc<Inode>> = tree
+                .children(ino)
+                .into_iter()
+                .map(|child| child.inode)
+                .filter(|inode| inode.state.lock().unsent.any())
+                .collect();
+            // What has gone elsewhere leaves its object here until it is there.
+            let moving = tree.moving_over(&directory).into_iter();
+            changed.extend(moving.filter_map(|ino| tree.inode(ino)));
+            let doomed = tree.orphans_at(&directory).into_iter();
+            (changed, doomed.map(|(_, inode)| inode).collect::<Vec<_>>())
+        };
+        for inode in changed {
+            self.upload_in_time(&inode).await?;
+        }
+        for inode in doomed {
+            if inode.state.lock().opens == 0 {
+                self.delete_orphan(&inode).await?;
             }
         }
         Ok(())

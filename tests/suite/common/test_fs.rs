@@ -174,6 +174,12 @@ impl TestFs {
         Self::on(Arc::clone(&self.bucket)).await
     }
 
+    /// Bytes of its journal.
+    pub(crate) fn journal_bytes(&self) -> u64 {
+        let journal = self.staging.path().join("staging/journal");
+        std::fs::metadata(journal).unwrap().len()
+    }
+
     /// Bytes of its staging files.
     pub(crate) fn staged_bytes(&self) -> u64 {
         let files = std::fs::read_dir(self.staging.path().join("staging/files")).unwrap();

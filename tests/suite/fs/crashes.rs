@@ -116,3 +116,24 @@ async fn with_durability_local_an_fsync_waits_for_no_store() {
     file.write_at(0, b"2").unwrap();
     assert_eq!(fs.after_crash().await.read("a").await.unwrap(), b"2");
 }
+
+#[tokio::test]
+async fn a_journal_that_has_grown_long_over_what_is_settled_is_written_anew() {
+    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let fs = TestFs::with(bucket, WriteOptions::default()).await;
+    let kept = fs.create("kept").await.unwrap();
+    kept.write_at(0, b"kept").unwrap();
+    let busy = fs.create("busy").await.unwrap();
+    while fs.journal_bytes() < 9 << 20 {
+        for byte in 0..200 {
+            busy.write_at(0, [byte; 8]).unwrap();
+        }
+    }
+    busy.close().await.unwrap();
+    fs.clock.advance(Duration::from_millis(100));
+    fs.eventually(async || fs.journal_bytes() < 1 << 16).await;
+    kept.write_at(4, b" on").unwrap();
+    let fs = fs.after_crash().await;
+    assert_eq!(fs.read("kept").await.unwrap(), b"kept on");
+    assert_eq!(fs.read("busy").await.unwrap(), [199; 8]);
+}

@@ -314,3 +314,23 @@ on_each_store! {
         assert_eq!(fs.object("b").await.as_deref(), Some(&b"was a"[..]));
     }
 }
+
+on_each_store! {
+    async fn an_fsync_of_a_directory_brings_its_names_into_the_bucket(fs: TestFs) {
+        for name in ["d/gone", "d/moved", "d/renamed", "in"] {
+            if name == "d/gone" {
+                fs.mkdir("d").await.unwrap();
+            }
+            fs.write(name, name.as_bytes()).await.unwrap();
+        }
+        let fs = TestFs::with(Arc::clone(&fs.bucket), WriteOptions::default()).await;
+        let directory = fs.ino("d").await.unwrap();
+        fs.unlink("d/gone").await.unwrap();
+        fs.rename("d/moved", "out").await.unwrap();
+        fs.rename("d/renamed", "d/name").await.unwrap();
+        fs.rename("in", "d/in").await.unwrap();
+        fs.write("d/new", b"new").await.unwrap();
+        fs.fsyncdir(directory).await.unwrap();
+        assert_eq!(fs.keys().await, ["d/", "d/in", "d/name", "d/new", "out"]);
+    }
+}
