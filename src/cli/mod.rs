@@ -13,6 +13,7 @@ pub mod mounter;
 mod mountpoint;
 mod output;
 mod pairs;
+mod pending;
 mod progress;
 mod serve;
 mod status;
@@ -54,6 +55,7 @@ enum Command {
     #[command(visible_alias = "umount")]
     Unmount(unmount::UnmountArgs),
     Sync(sync::SyncArgs),
+    Pending(pending::PendingArgs),
     Status(status::StatusArgs),
     Volume(volume::VolumeArgs),
     Doctor(doctor::DoctorArgs),
@@ -105,6 +107,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode> {
         Command::Serve(args) => runtime()?.block_on(serve::run(args)),
         Command::Unmount(args) => runtime()?.block_on(unmount::run(args, &run_dir)),
         Command::Sync(args) => runtime()?.block_on(sync::run(args, &run_dir)),
+        Command::Pending(args) => runtime()?.block_on(pending::run(args, &run_dir)),
         Command::Status(args) => runtime()?.block_on(status::run(args, &run_dir)),
         Command::Volume(args) => runtime()?.block_on(volume::run(args)),
         Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),

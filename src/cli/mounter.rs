@@ -22,8 +22,10 @@ use crate::config::credentials::Ambient;
 use crate::fs::fuse::adapter::FuseAdapter;
 use crate::fs::fuse::mount::{AttachError, check_mountpoint};
 use crate::fs::fuse::{BaseDir, MountRequest, Session, SessionError};
-use crate::fs::{BlockCache, FileSystem, FsError, StagingBudget};
-use crate::plugin::bucket::{Mount, MountError, MountStatus, Mounter, VolumeName, VolumeSpec};
+use crate::fs::{BlockCache, Change, FileSystem, FsError, Pending, StagingBudget};
+use crate::plugin::bucket::{
+    Mount, MountError, MountStatus, Mounter, PendingChange, VolumeName, VolumeSpec,
+};
 
 /// From mount(2) to the root's first answer. The root is known by then, so only a host in trouble needs
 /// seconds.
@@ -313,7 +315,24 @@ impl Mount for FuseMount {
             cache_lookups: status.cache_lookups,
             requests: status.requests,
             last_error: status.last_error,
+            pending_changes: status.pending_changes,
+            pending: status.pending.into_iter().map(pending_change).collect(),
         }
+    }
+}
+
+fn pending_change(pending: Pending) -> PendingChange {
+    let change = match pending.change {
+        Change::Content => "content",
+        Change::Attributes => "attributes",
+        Change::Name => "name",
+        Change::Removal => "removal",
+    };
+    PendingChange {
+        key: pending.key,
+        change: change.to_owned(),
+        bytes: pending.bytes,
+        reason: pending.reason,
     }
 }
 

@@ -104,7 +104,8 @@ fn row(mount: &MountView, pid: u32) -> [String; 10] {
     ]
 }
 
-fn bytes(count: u64) -> String {
+/// Bytes as people read them.
+pub(super) fn bytes(count: u64) -> String {
     bytesize::ByteSize(count).to_string()
 }
 

@@ -19,7 +19,7 @@ use super::budget::StagingBudget;
 use super::cache::{BlockCache, ObjectSource};
 use super::error::FsError;
 use super::handles::Handles;
-use super::inode::{Inode, Linked, Remote, UploadFailure};
+use super::inode::{Inode, Linked, Remote, Unsent, UploadFailure};
 use super::journal::Journal;
 use super::name::{Name, NameError};
 use super::staging::Staging;
@@ -139,7 +139,40 @@ pub struct Status {
     pub requests: BTreeMap<String, u64>,
     /// The last failure that a program was told of.
     pub last_error: Option<String>,
+    /// Changes that are not in the bucket yet.
+    pub pending_changes: u64,
+    /// At most a thousand of them, by key.
+    pub pending: Vec<Pending>,
 }
+
+/// A change that is not in the bucket yet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pending {
+    /// The key it is to be done at.
+    pub key: String,
+    /// What is to be done.
+    pub change: Change,
+    /// Bytes to send.
+    pub bytes: u64,
+    /// Why the last attempt failed, if the store refused it.
+    pub reason: Option<String>,
+}
+
+/// What a pending change is about: the first that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// Bytes of a file.
+    Content,
+    /// Its object is still where its name was.
+    Name,
+    /// Its attributes.
+    Attributes,
+    /// An object without a name.
+    Removal,
+}
+
+/// So many pending changes are shown.
+const PENDING_SHOWN: usize = 1000;
 
 /// See [`FileSystem::hide`].
 #[derive(Debug)]
@@ -283,16 +316,43 @@ impl FileSystem {
             ..Status::default()
         };
         (status.cache_lookups, status.cache_hits) = self.settings.cache.lookups_and_hits();
-        for inode in self.tree.lock().inodes() {
+        let tree = self.tree.lock();
+        for inode in tree.inodes() {
             let state = inode.state.lock();
             if state.unsent.any() && state.linked == Linked::Yes {
-                status.dirty_files += 1;
-                status.dirty_bytes += state
+                let bytes = state
                     .staged
                     .as_ref()
                     .map_or(0, |staged| staged.dirty_bytes());
+                status.dirty_files += 1;
+                status.dirty_bytes += bytes;
+                let change = match state.unsent {
+                    Unsent { content: true, .. } => Change::Content,
+                    Unsent { place: true, .. } => Change::Name,
+                    _ => Change::Attributes,
+                };
+                let reason = state.failure.as_ref().map(|f| f.error.to_string());
+                drop(state);
+                status.pending.push(Pending {
+                    key: tree
+                        .key_of(inode.ino)
+                        .map_or_else(String::new, |key| key.to_string()),
+                    change,
+                    bytes,
+                    reason,
+                });
             }
         }
+        status.pending.extend(tree.orphan_keys().map(|key| Pending {
+            key: key.to_string(),
+            change: Change::Removal,
+            bytes: 0,
+            reason: None,
+        }));
+        drop(tree);
+        status.pending_changes = status.pending.len() as u64;
+        status.pending.sort_unstable();
+        status.pending.truncate(PENDING_SHOWN);
         status
     }
 

@@ -29,7 +29,7 @@ pub use attr::{Attr, Caller, SetAttr};
 pub use budget::StagingBudget;
 pub use cache::BlockCache;
 pub use error::FsError;
-pub use filesystem::{Entry, FileSystem, Settings, Status};
+pub use filesystem::{Change, Entry, FileSystem, Pending, Settings, Status};
 pub use name::{NAME_MAX, NameError};
 pub use ops::create::IfExists;
 pub use ops::dir::DirEntry;

@@ -114,6 +114,14 @@ impl Tree {
             .collect()
     }
 
+    /// The keys of objects without a name that nobody has open.
+    pub(crate) fn orphan_keys(&self) -> impl Iterator<Item = &Key> {
+        self.orphans.iter().flat_map(|(key, inodes)| {
+            let unused = inodes.iter().filter(|inode| inode.state.lock().opens == 0);
+            unused.map(move |_| key)
+        })
+    }
+
     /// The inode of this number, though it may have lost its name.
     pub(crate) fn inode_to_send(&self, ino: u64) -> Option<Arc<Inode>> {
         self.inode(ino).or_else(|| {

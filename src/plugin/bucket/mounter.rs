@@ -88,6 +88,25 @@ pub struct MountStatus {
     pub requests: std::collections::BTreeMap<String, u64>,
     /// The last error a program was given, if any.
     pub last_error: Option<String>,
+    /// Changes that are not in the bucket yet.
+    #[serde(default)]
+    pub pending_changes: u64,
+    /// The first of them.
+    #[serde(default)]
+    pub pending: Vec<PendingChange>,
+}
+
+/// A change that is not in the bucket yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct PendingChange {
+    /// The key, below the volume's prefix.
+    pub key: String,
+    /// What is to be done, in a word.
+    pub change: String,
+    /// Bytes to send.
+    pub bytes: u64,
+    /// Why the last attempt failed, if it did.
+    pub reason: Option<String>,
 }
 
 /// Why something could not be mounted, drained or detached.

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::config::options::MinFree;
-use bucketvol::fs::{FsError, SetAttr, StagingBudget};
+use bucketvol::fs::{Change, FsError, SetAttr, StagingBudget};
 use bucketvol::store::{Bucket, MemoryStore, StoreError};
 
 use crate::common::fault_store::{FaultStore, Faults};
@@ -173,4 +173,44 @@ async fn where_the_store_takes_nothing_writing_is_an_error_in_time_and_nothing_i
     fs.drained().await;
     assert!(fs.object("a").await.unwrap() == bytes);
     fs.room_for(1).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_waits_is_listed_with_its_reason() {
+    let (bucket, faults) = faulty_bucket();
+    let fs = TestFs::tuned(bucket, |_| {}).await;
+    for name in ["gone", "moved", "refused"] {
+        fs.write(name, b"12345").await.unwrap();
+    }
+    fs.drained().await;
+    assert_eq!(fs.status().pending, []);
+    let file = fs.open("refused").await.unwrap();
+    file.write_at(0, b"abc").unwrap();
+    faults.deny_writes(1);
+    assert!(is_denied(&file.fsync().await));
+    fs.unlink("gone").await.unwrap();
+    fs.rename("moved", "name").await.unwrap();
+    let status = fs.status();
+    assert_eq!(status.pending_changes, 3);
+    let listed: Vec<_> = status
+        .pending
+        .iter()
+        .map(|pending| (pending.key.as_str(), pending.change, pending.bytes))
+        .collect();
+    assert_eq!(
+        listed,
+        [
+            ("gone", Change::Removal, 0),
+            ("name", Change::Name, 0),
+            ("refused", Change::Content, 3)
+        ]
+    );
+    assert!(
+        status.pending[2]
+            .reason
+            .as_ref()
+            .is_some_and(|r| r.contains("denied"))
+    );
+    fs.drained().await;
+    assert_eq!(fs.status().pending_changes, 0);
 }

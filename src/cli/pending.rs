@@ -1,0 +1,164 @@
+//! `bucketvol pending`: what is not in the bucket yet, and why.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::control::ProcessStatus;
+use super::control::client;
+use super::mount::time;
+use super::output;
+use super::status::{bytes, plain_table};
+use super::sync::{self, SyncArgs};
+
+/// Show what is not in the bucket yet, and try again
+#[derive(Debug, Args)]
+#[command(after_help = format!("Examples:
+  bucketvol pending ls
+  bucketvol pending retry --timeout 1m
+
+{}", output::EXIT_STATUS))]
+pub(super) struct PendingArgs {
+    #[command(subcommand)]
+    command: PendingCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum PendingCommand {
+    /// List the changes that wait: of which volume, of which key, how many bytes, and the last reason
+    #[command(after_help = "Example:\n  bucketvol pending ls --json | jq '.[].change'")]
+    Ls {
+        /// Print JSON for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try all of them now, as after the credentials or the rights were mended
+    #[command(after_help = "Example:\n  bucketvol pending retry --timeout 1m")]
+    Retry {
+        /// Give up after this time; what is left goes on by itself
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        timeout: Option<Duration>,
+    },
+}
+
+pub(super) async fn run(args: PendingArgs, run_dir: &Path) -> Result<ExitCode> {
+    match args.command {
+        PendingCommand::Ls { json } => list(json, run_dir).await,
+        PendingCommand::Retry { timeout } => {
+            let all = SyncArgs {
+                dir: None,
+                all: true,
+                timeout,
+            };
+            sync::run(all, run_dir).await
+        }
+    }
+}
+
+async fn list(json: bool, run_dir: &Path) -> Result<ExitCode> {
+    let statuses = client::statuses(run_dir).await?;
+    let statuses: Vec<ProcessStatus> = statuses.into_iter().map(|(_, status)| status).collect();
+    let mounts = statuses.iter().flat_map(|status| &status.mounts);
+    if json {
+        let pending: Vec<_> = mounts
+            .flat_map(|mount| {
+                mount.status.pending.iter().map(|change| {
+                    serde_json::json!({
+                        "volume": mount.volume,
+                        "mountpoint": mount.mountpoint,
+                        "change": change,
+                    })
+                })
+            })
+            .collect();
+        output::print(serde_json::to_string_pretty(&pending)?);
+    } else if mounts.clone().all(|mount| mount.status.pending.is_empty()) {
+        output::say("everything is in the buckets");
+    } else {
+        output::print(table(&statuses));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(statuses: &[ProcessStatus]) -> String {
+    let mut table = plain_table(&["VOLUME", "KEY", "CHANGE", "BYTES", "REASON"]);
+    for mount in statuses.iter().flat_map(|status| &status.mounts) {
+        let name = match &mount.volume {
+            Some(volume) => volume.clone(),
+            None => mount.mountpoint.display().to_string(),
+        };
+        for change in &mount.status.pending {
+            table.add_row([
+                name.clone(),
+                change.key.clone(),
+                change.change.clone(),
+                bytes(change.bytes),
+                change.reason.clone().unwrap_or_default(),
+            ]);
+        }
+        let shown = mount.status.pending.len() as u64;
+        if let Some(more) = mount.status.pending_changes.checked_sub(shown)
+            && more > 0
+        {
+            table.add_row([
+                name,
+                format!("and {more} more"),
+                String::new(),
+                String::new(),
+                String::new(),
+            ]);
+        }
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::control::MountView;
+    use crate::plugin::bucket::{MountStatus, PendingChange};
+
+    #[test]
+    fn a_row_says_what_waits_and_why() {
+        let status = MountStatus {
+            pending_changes: 3,
+            pending: vec![PendingChange {
+                key: "d/a".to_owned(),
+                change: "content".to_owned(),
+                bytes: 2048,
+                reason: Some("access denied".to_owned()),
+            }],
+            ..MountStatus::default()
+        };
+        let view = MountView {
+            volume: Some("photos".to_owned()),
+            source: "s3://photos".to_owned(),
+            mountpoint: "/mnt/photos".into(),
+            read_only: false,
+            credentials: "file:prod".to_owned(),
+            alive: true,
+            status,
+        };
+        let process = ProcessStatus {
+            pid: 7,
+            version: "0".to_owned(),
+            command: "serve".to_owned(),
+            mounts: vec![view],
+            idle_volumes: Vec::new(),
+        };
+        let text = table(&[process]);
+        for word in [
+            "photos",
+            "d/a",
+            "content",
+            "2.0 KiB",
+            "access denied",
+            "and 2 more",
+        ] {
+            assert!(text.contains(word), "{word} is not in {text}");
+        }
+    }
+}
