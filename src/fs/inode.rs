@@ -291,10 +291,15 @@ impl InodeState {
         self.metadata.clone_from(&frozen.metadata);
         self.remote = Some(remote);
         self.failure = None;
-        if self.change == frozen.change {
+        if self.is_as_in(frozen) {
             self.unsent = Unsent::default();
             self.staged = None;
         }
+    }
+
+    /// Whether nothing was changed since the upload began.
+    pub(crate) fn is_as_in(&self, frozen: &Frozen) -> bool {
+        self.change == frozen.change
     }
 
     /// The bucket does not have `frozen`: it is still to be sent.

@@ -328,41 +328,49 @@ impl FileSystem {
         let mut tree = self.tree.lock();
         let place = tree.key_of(inode.ino);
         {
+            // The record first, and no write in between: from then on the staged bytes may be given away.
             let mut state = inode.state.lock();
             state.sending = false;
-            state.uploaded(frozen, remote);
-            if place.as_ref() == Some(key) {
-                state.overwrites = None;
-            }
-        }
-        if place.is_none() {
-            // It is the object of a file without a name now.
-            if let Some(old) = tree.orphan_key(inode.ino) {
-                tree.remove_orphan(&old, inode.ino, now);
-            }
-            self.journal.append(&Record::Doomed(object))?;
-            self.add_orphans(&mut tree, vec![(key.clone(), Arc::clone(inode))]);
-            if let Some(left) = &left {
-                self.journal.append(&Record::Doomed(left.clone()))?;
-            }
-        } else {
-            tree.note_place(inode, now);
-            let mut state = inode.state.lock();
-            let settled = !state.unsent.any();
+            let is_in_place = place.as_ref() == Some(key);
+            let settled = is_in_place && state.is_as_in(frozen);
+            let overwrites = state.overwrites.clone().filter(|_| !is_in_place);
             let ino = inode.ino;
-            let sent = Record::Sent {
-                ino,
-                remote: object,
-                overwrites: state.overwrites.clone(),
-                doomed: left.clone(),
-                settled,
+            let said = match &place {
+                Some(_) => {
+                    let sent = Record::Sent {
+                        ino,
+                        remote: object,
+                        overwrites: overwrites.clone(),
+                        doomed: left.clone(),
+                        settled,
+                    };
+                    self.record(ino, &mut state, &sent)
+                }
+                // They are objects without names now.
+                None => [Some(object), left.clone()]
+                    .into_iter()
+                    .flatten()
+                    .try_for_each(|object| self.journal.append(&Record::Doomed(object))),
             };
-            self.record(ino, &mut state, &sent)?;
+            if let Err(error) = said {
+                // The next attempt finds its own object.
+                state.not_uploaded(frozen);
+                return Err(error.into());
+            }
+            state.uploaded(frozen, remote);
+            state.overwrites = overwrites;
             if settled {
                 self.forget_changed(ino, &mut state);
             }
-            drop(state);
-            tree.touch(ino, now);
+        }
+        tree.note_place(inode, now);
+        if place.is_some() {
+            tree.touch(inode.ino, now);
+        } else {
+            if let Some(old) = tree.orphan_key(inode.ino) {
+                tree.remove_orphan(&old, inode.ino, now);
+            }
+            self.add_orphans(&mut tree, vec![(key.clone(), Arc::clone(inode))]);
         }
         Ok(left.map(|left| {
             let key = left.key.clone();
