@@ -20,7 +20,7 @@ use crate::fs::staging::{ContentSource, StagedContent};
 use crate::fs::tree::Tree;
 use crate::fs::upload::plan::SIZE_MAX;
 use crate::fs::upload::schedule::Footprint;
-use crate::store::{FileKind, Key, ObjectVersion, StoreError};
+use crate::store::{FileKind, Key, StoreError};
 
 /// How often a write that waits for room looks for itself.
 const ROOM_POLL: Duration = Duration::from_millis(100);
@@ -330,35 +330,6 @@ impl FileSystem {
             let now = self.now();
             self.uploader.tell(|queue| queue.urgent(inode.ino, now));
         }
-    }
-
-    /// Whether a file that has taken the name is to overwrite this very version.
-    pub(crate) fn is_to_be_overwritten(&self, key: &Key, version: &ObjectVersion) -> bool {
-        let taker = self.tree.lock().named(key);
-        taker.is_some_and(|taker| taker.state.lock().overwrites.as_ref() == Some(version))
-    }
-
-    /// Deletes the object of an inode that has neither a name nor a user any more.
-    pub(crate) async fn delete_orphan(&self, inode: &Inode) -> Result<(), FsError> {
-        let spell = |tree: &Tree| tree.orphan_key(inode.ino).ok_or(FsError::NoEntry);
-        let turn = self.turn_at(spell, |key| Footprint::key(key.clone())).await;
-        // Somebody who needed the key may have seen to it.
-        let Ok((_turn, key)) = turn else {
-            return Ok(());
-        };
-        let version = inode
-            .state
-            .lock()
-            .remote
-            .as_ref()
-            .map(|r| r.version.clone());
-        if let Some(version) = &version
-            && !self.is_to_be_overwritten(&key, version)
-        {
-            self.delete_version(&key, version).await?;
-        }
-        self.forget_doomed(&key, inode, version);
-        Ok(())
     }
 
     /// The target of a symbolic link.

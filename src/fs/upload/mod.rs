@@ -3,13 +3,16 @@
 //! - `plan` (pure): which requests make the object equal to the file.
 //! - `schedule` (pure): what has to wait for what.
 //! - `queue` (pure): when a change sets out.
+//! - `vacate`: what has to go elsewhere first; `orphans`: what has no name any more.
 //! - `conflict`: what becomes of a change that another host's has overtaken.
 //! - `uploader`: the task that sends what nobody waits for.
 //! - `worker`: does it.
 
 mod conflict;
+mod orphans;
 pub(crate) mod plan;
 pub(crate) mod queue;
 pub(crate) mod schedule;
 pub(crate) mod uploader;
+mod vacate;
 pub(crate) mod worker;

@@ -7,26 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
-use uuid::Uuid;
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::plan::{Part, UploadPlan};
-use super::schedule::{Footprint, Turn};
 use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode, Remote};
-use crate::fs::journal::record::{Record, SentObject};
+use crate::fs::journal::record::Record;
 use crate::fs::staging::ContentSource;
-use crate::fs::tree::{RESERVED, Tree};
 use crate::store::{
-    CopyOptions, Key, MetadataDirective, ObjectVersion, PartTag, Precondition, StoreError,
-    UploadId, WriteId,
+    CopyOptions, Key, MetadataDirective, PartTag, Precondition, StoreError, UploadId, WriteId,
 };
-
-/// An open file that loses its object is fetched whole up to this size; a larger one is copied aside.
-const FETCH_MAX: u64 = 8 * 1024 * 1024;
 
 /// Parts of one file in flight at most: beyond this one line to one store gains nothing.
 const PARTS_IN_FLIGHT: usize = 16;
@@ -49,9 +41,6 @@ impl Progress {
 /// How often an upload begins again because it finds something else than it was based on in the bucket.
 const ADOPTIONS_MAX: u32 = 3;
 
-/// How often an upload looks for something in its way: whoever moves names faster than we send has to wait.
-const VACATE_MAX: u32 = 1000;
-
 /// How an upload begins.
 enum Begun {
     /// This is to be sent; and the mark of the upload before, if nobody knows how that one ended.
@@ -62,169 +51,8 @@ enum Begun {
 }
 
 impl FileSystem {
-    /// Brings what was changed about an inode before the call into the bucket.
-    pub(crate) async fn upload(
-        &self,
-        inode: &Arc<Inode>,
-        progress: &Progress,
-    ) -> Result<(), FsError> {
-        self.upload_in_chain(inode, progress, Vec::new()).await
-    }
-
-    /// Like [`FileSystem::upload`], for an inode whose object is in the way of the inodes in `chain`, each in the
-    /// way of the one before.
-    fn upload_in_chain<'a>(
-        &'a self,
-        inode: &'a Arc<Inode>,
-        progress: &'a Progress,
-        mut chain: Vec<u64>,
-    ) -> BoxFuture<'a, Result<(), FsError>> {
-        async move {
-            chain.push(inode.ino);
-            for _ in 0..VACATE_MAX {
-                let Some((key, from)) = self.places_of(inode) else {
-                    // A file without a name has no key to go to.
-                    return Ok(());
-                };
-                if let Some(other) = self.in_the_way(inode.ino, &key) {
-                    if chain.contains(&other.ino) {
-                        self.move_aside(&other).await?;
-                    } else {
-                        self.upload_in_chain(&other, progress, chain.clone())
-                            .await?;
-                    }
-                    continue;
-                }
-                let footprint = Footprint::key(key.clone())
-                    .and(Footprint::key(from.clone()))
-                    .and(Footprint::inode(inode.ino));
-                let _turn = self.turnstile.enter(footprint).await;
-                if self.places_of(inode) == Some((key.clone(), from))
-                    && self.in_the_way(inode.ino, &key).is_none()
-                    && self.upload_to(inode, &key, progress).await?
-                {
-                    return Ok(());
-                }
-            }
-            Err(FsError::Stale)
-        }
-        .boxed()
-    }
-
-    /// The key that an inode's name spells, and the one that its object is at.
-    fn places_of(&self, inode: &Inode) -> Option<(Key, Key)> {
-        let key = self.tree.lock().key_of(inode.ino)?;
-        let from = inode.state.lock().moved_from.clone();
-        Some((key.clone(), from.unwrap_or(key)))
-    }
-
-    /// The inode whose object is at `key` and has to go elsewhere first.
-    fn in_the_way(&self, ino: u64, key: &Key) -> Option<Arc<Inode>> {
-        let tree = self.tree.lock();
-        let other = tree.moved_from(key).filter(|other| *other != ino)?;
-        tree.inode(other)
-    }
-
-    /// Waits for the turn at the keys that `spell` names, like [`FileSystem::turn_at`], with nothing in the way at
-    /// the keys `over`, or below them if they are directories'.
-    pub(crate) async fn turn_at_vacated<K: PartialEq + Send + Sync>(
-        &self,
-        spell: impl Fn(&Tree) -> Result<K, FsError> + Send + Sync,
-        over: impl Fn(&K) -> Vec<Key> + Send + Sync,
-        footprint: impl Fn(&K) -> Footprint + Send + Sync,
-    ) -> Result<(Turn, K), FsError> {
-        loop {
-            let keys = spell(&self.tree.lock())?;
-            for inode in self.moving_over(&over(&keys)) {
-                self.upload(&inode, &Progress::default()).await?;
-            }
-            let (turn, keys) = self.turn_at(&spell, &footprint).await?;
-            if self.moving_over(&over(&keys)).is_empty() {
-                return Ok((turn, keys));
-            }
-        }
-    }
-
-    /// The inodes whose objects have to go elsewhere before anything is done at these keys, or below those that
-    /// are directories'.
-    pub(crate) fn moving_over(&self, keys: &[Key]) -> Vec<Arc<Inode>> {
-        let tree = self.tree.lock();
-        let moving = keys.iter().flat_map(|key| {
-            if key.is_dir() {
-                tree.moving_over(key)
-            } else {
-                tree.moved_from(key).into_iter().collect()
-            }
-        });
-        moving.filter_map(|ino| tree.inode(ino)).collect()
-    }
-
-    /// Brings an object that is in the way, and cannot go to its place before what it is in the way of, to a
-    /// place between.
-    async fn move_aside(&self, inode: &Arc<Inode>) -> Result<(), FsError> {
-        let Some(from) = inode.state.lock().moved_from.clone() else {
-            return Ok(());
-        };
-        let footprint = Footprint::key(from.clone()).and(Footprint::inode(inode.ino));
-        let turn = self.turnstile.enter(footprint).await;
-        let remote = inode.state.lock().remote.clone();
-        let Some(remote) = remote.filter(|remote| remote.key == from) else {
-            return Ok(());
-        };
-        let aside = Key::new(format!("{RESERVED}/moving/{}", Uuid::now_v7()));
-        let options = CopyOptions {
-            source_version: Some(remote.version.clone()),
-            metadata: MetadataDirective::Copy,
-        };
-        let version = self
-            .bucket
-            .copy(&from, &aside, &options, remote.size)
-            .await?;
-        let left = durable::sent(&remote);
-        {
-            let mut tree = self.tree.lock();
-            {
-                let mut state = inode.state.lock();
-                state.remote = Some(Remote {
-                    key: aside,
-                    version,
-                    modified: None,
-                    ..remote
-                });
-                self.record_base(inode.ino, &mut state, Some(left.clone()))?;
-            }
-            tree.note_place(inode, self.now());
-            self.leave(&mut tree, left.clone());
-        }
-        drop(turn);
-        self.delete_left(&left.key).await
-    }
-
-    /// An object that nobody needs stays, hidden, until it is deleted.
-    fn leave(&self, tree: &mut Tree, left: SentObject) {
-        let key = left.key.clone();
-        let nameless = tree.nameless(self.remote_of(left));
-        tree.add_orphan(key, nameless);
-    }
-
-    /// Deletes what was left at `key`; what cannot be deleted now is tried again later.
-    async fn delete_left(&self, key: &Key) -> Result<(), FsError> {
-        let left = self.tree.lock().orphans_at(key);
-        for (_, inode) in left {
-            if inode.state.lock().opens > 0 {
-                continue;
-            }
-            if let Err(error) = self.delete_orphan(&inode).await {
-                self.note_error(&format!("delete of {key:?}"), &error);
-                let now = self.now();
-                self.uploader.tell(|queue| queue.urgent(inode.ino, now));
-            }
-        }
-        Ok(())
-    }
-
     /// Returns `false` if the inode is not called so any more.
-    async fn upload_to(
+    pub(super) async fn upload_to(
         &self,
         inode: &Arc<Inode>,
         key: &Key,
@@ -568,121 +396,5 @@ impl FileSystem {
             }
         }
         Ok(body.into())
-    }
-
-    /// Before `key` is written, or a directory is renamed or removed: open files that lost their name there
-    /// get their bytes elsewhere, and their objects, which wait for the last close, go now; but for what `upload`
-    /// is about to overwrite. (Its own inode may have lost its name since it began.)
-    pub(crate) async fn settle_orphans(
-        &self,
-        key: &Key,
-        upload: Option<&Frozen>,
-    ) -> Result<(), FsError> {
-        let orphans = self.tree.lock().orphans_at(key);
-        for (key, inode) in orphans {
-            if upload.is_some_and(|upload| upload.ino == inode.ino) {
-                continue;
-            }
-            let kept = inode.state.lock().remote.clone();
-            let version = kept.as_ref().map(|remote| remote.version.clone());
-            if let Some(remote) = kept.filter(|remote| remote.key == key) {
-                match self.make_independent(&inode).await {
-                    Err(error) if error.is_conflict() => {
-                        self.note_error(&format!("{key:?}, open without a name"), &error);
-                    }
-                    done => done?,
-                }
-                let version = Precondition::Version(remote.version.clone());
-                if upload.is_none_or(|upload| upload.precondition != version)
-                    && !self.is_to_be_overwritten(&key, &remote.version)
-                {
-                    self.delete_version(&key, &remote.version).await?;
-                }
-            }
-            self.forget_doomed(&key, &inode, version);
-        }
-        Ok(())
-    }
-
-    /// Deletes this version of an object; what another host has put there meanwhile is not ours to delete.
-    pub(crate) async fn delete_version(
-        &self,
-        key: &Key,
-        version: &ObjectVersion,
-    ) -> Result<(), FsError> {
-        let condition = Precondition::Version(version.clone());
-        match self.bucket.delete(key, condition).await {
-            Ok(()) | Err(StoreError::Precondition { .. } | StoreError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Gives an open file bytes that no longer depend on the object it was read from.
-    pub(crate) async fn make_independent(&self, inode: &Arc<Inode>) -> Result<(), FsError> {
-        let kept = {
-            let state = inode.state.lock();
-            state.remote.clone().filter(|_| state.opens > 0)
-        };
-        let Some(remote) = kept else {
-            return Ok(());
-        };
-        if remote.size <= FETCH_MAX {
-            self.fetch_whole(inode, &remote).await
-        } else {
-            self.copy_aside(inode, &remote).await
-        }
-    }
-
-    async fn fetch_whole(&self, inode: &Arc<Inode>, remote: &Remote) -> Result<(), FsError> {
-        let mut whole = Vec::new();
-        if remote.size > 0 {
-            for bytes in self
-                .settings
-                .cache
-                .read(&self.object_source(remote), 0..remote.size)
-                .await?
-            {
-                whole.extend_from_slice(&bytes);
-            }
-        }
-        let mut state = inode.state.lock();
-        let end = state.attr.size.min(remote.size);
-        let staged = self.staged(inode.ino, &mut state)?;
-        for (piece, source) in staged.sources(0..end) {
-            if source == ContentSource::Base {
-                let at = |offset| usize::try_from(offset).expect("at most FETCH_MAX");
-                let extents = staged.stage(piece.start, &whole[at(piece.start)..at(piece.end)])?;
-                staged.record(&extents);
-            }
-        }
-        state.remote = None;
-        Ok(())
-    }
-
-    async fn copy_aside(&self, inode: &Arc<Inode>, remote: &Remote) -> Result<(), FsError> {
-        let aside = Key::new(format!("{RESERVED}/orphans/{}", Uuid::now_v7()));
-        let options = CopyOptions {
-            source_version: Some(remote.version.clone()),
-            metadata: MetadataDirective::Copy,
-        };
-        let version: ObjectVersion = self
-            .bucket
-            .copy(&remote.key, &aside, &options, remote.size)
-            .await?;
-        {
-            let mut tree = self.tree.lock();
-            inode.state.lock().remote = Some(Remote {
-                key: aside.clone(),
-                version,
-                modified: None,
-                ..remote.clone()
-            });
-            self.doom(&mut tree, aside, inode);
-        }
-        // Its last close may have come meanwhile and have found nothing to delete.
-        if inode.state.lock().opens == 0 {
-            self.delete_orphan(inode).await?;
-        }
-        Ok(())
     }
 }

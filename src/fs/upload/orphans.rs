@@ -1,0 +1,164 @@
+//! Objects that have lost their name: given away before their key is used again, deleted when nobody has them
+//! open.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::schedule::Footprint;
+use crate::fs::error::FsError;
+use crate::fs::filesystem::FileSystem;
+use crate::fs::inode::{Frozen, Inode, Remote};
+use crate::fs::staging::ContentSource;
+use crate::fs::tree::{RESERVED, Tree};
+use crate::store::{CopyOptions, Key, MetadataDirective, ObjectVersion, Precondition, StoreError};
+
+/// An open file that loses its object is fetched whole up to this size; a larger one is copied aside.
+const FETCH_MAX: u64 = 8 * 1024 * 1024;
+
+impl FileSystem {
+    /// Before `key` is written, or a directory is renamed or removed: open files that lost their name there
+    /// get their bytes elsewhere, and their objects, which wait for the last close, go now; but for what `upload`
+    /// is about to overwrite. (Its own inode may have lost its name since it began.)
+    pub(crate) async fn settle_orphans(
+        &self,
+        key: &Key,
+        upload: Option<&Frozen>,
+    ) -> Result<(), FsError> {
+        let orphans = self.tree.lock().orphans_at(key);
+        for (key, inode) in orphans {
+            if upload.is_some_and(|upload| upload.ino == inode.ino) {
+                continue;
+            }
+            let kept = inode.state.lock().remote.clone();
+            let version = kept.as_ref().map(|remote| remote.version.clone());
+            if let Some(remote) = kept.filter(|remote| remote.key == key) {
+                match self.make_independent(&inode).await {
+                    Err(error) if error.is_conflict() => {
+                        self.note_error(&format!("{key:?}, open without a name"), &error);
+                    }
+                    done => done?,
+                }
+                let version = Precondition::Version(remote.version.clone());
+                if upload.is_none_or(|upload| upload.precondition != version)
+                    && !self.is_to_be_overwritten(&key, &remote.version)
+                {
+                    self.delete_version(&key, &remote.version).await?;
+                }
+            }
+            self.forget_doomed(&key, &inode, version);
+        }
+        Ok(())
+    }
+
+    /// Deletes this version of an object; what another host has put there meanwhile is not ours to delete.
+    pub(crate) async fn delete_version(
+        &self,
+        key: &Key,
+        version: &ObjectVersion,
+    ) -> Result<(), FsError> {
+        let condition = Precondition::Version(version.clone());
+        match self.bucket.delete(key, condition).await {
+            Ok(()) | Err(StoreError::Precondition { .. } | StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives an open file bytes that no longer depend on the object it was read from.
+    pub(crate) async fn make_independent(&self, inode: &Arc<Inode>) -> Result<(), FsError> {
+        let kept = {
+            let state = inode.state.lock();
+            state.remote.clone().filter(|_| state.opens > 0)
+        };
+        let Some(remote) = kept else {
+            return Ok(());
+        };
+        if remote.size <= FETCH_MAX {
+            self.fetch_whole(inode, &remote).await
+        } else {
+            self.copy_aside(inode, &remote).await
+        }
+    }
+
+    async fn fetch_whole(&self, inode: &Arc<Inode>, remote: &Remote) -> Result<(), FsError> {
+        let mut whole = Vec::new();
+        if remote.size > 0 {
+            for bytes in self
+                .settings
+                .cache
+                .read(&self.object_source(remote), 0..remote.size)
+                .await?
+            {
+                whole.extend_from_slice(&bytes);
+            }
+        }
+        let mut state = inode.state.lock();
+        let end = state.attr.size.min(remote.size);
+        let staged = self.staged(inode.ino, &mut state)?;
+        for (piece, source) in staged.sources(0..end) {
+            if source == ContentSource::Base {
+                let at = |offset| usize::try_from(offset).expect("at most FETCH_MAX");
+                let extents = staged.stage(piece.start, &whole[at(piece.start)..at(piece.end)])?;
+                staged.record(&extents);
+            }
+        }
+        state.remote = None;
+        Ok(())
+    }
+
+    async fn copy_aside(&self, inode: &Arc<Inode>, remote: &Remote) -> Result<(), FsError> {
+        let aside = Key::new(format!("{RESERVED}/orphans/{}", Uuid::now_v7()));
+        let options = CopyOptions {
+            source_version: Some(remote.version.clone()),
+            metadata: MetadataDirective::Copy,
+        };
+        let version: ObjectVersion = self
+            .bucket
+            .copy(&remote.key, &aside, &options, remote.size)
+            .await?;
+        {
+            let mut tree = self.tree.lock();
+            inode.state.lock().remote = Some(Remote {
+                key: aside.clone(),
+                version,
+                modified: None,
+                ..remote.clone()
+            });
+            self.doom(&mut tree, aside, inode);
+        }
+        // Its last close may have come meanwhile and have found nothing to delete.
+        if inode.state.lock().opens == 0 {
+            self.delete_orphan(inode).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a file that has taken the name is to overwrite this very version.
+    pub(crate) fn is_to_be_overwritten(&self, key: &Key, version: &ObjectVersion) -> bool {
+        let taker = self.tree.lock().named(key);
+        taker.is_some_and(|taker| taker.state.lock().overwrites.as_ref() == Some(version))
+    }
+
+    /// Deletes the object of an inode that has neither a name nor a user any more.
+    pub(crate) async fn delete_orphan(&self, inode: &Inode) -> Result<(), FsError> {
+        let spell = |tree: &Tree| tree.orphan_key(inode.ino).ok_or(FsError::NoEntry);
+        let turn = self.turn_at(spell, |key| Footprint::key(key.clone())).await;
+        // Somebody who needed the key may have seen to it.
+        let Ok((_turn, key)) = turn else {
+            return Ok(());
+        };
+        let version = inode
+            .state
+            .lock()
+            .remote
+            .as_ref()
+            .map(|r| r.version.clone());
+        if let Some(version) = &version
+            && !self.is_to_be_overwritten(&key, version)
+        {
+            self.delete_version(&key, version).await?;
+        }
+        self.forget_doomed(&key, inode, version);
+        Ok(())
+    }
+}
