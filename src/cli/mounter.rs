@@ -11,11 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
-use self::filesystems::{FileSystems, Lease};
+use self::filesystems::{FileSystems, Lease, filed_under};
 use crate::clock::Clock;
 use crate::config::Options;
 use crate::config::credentials::Ambient;
@@ -170,28 +169,13 @@ pub async fn mount_at(
 /// What the staging of a command-line mount is filed under: the same again for the same bucket on the
 /// same directory, and nobody else's.
 fn label(mountpoint: &Path, options: &Options) -> String {
-    let mut hash = Sha256::new();
-    for part in [
-        options
-            .endpoint
-            .url
-            .as_deref()
-            .unwrap_or_default()
-            .as_bytes(),
-        options.location.to_string().as_bytes(),
-        mountpoint.as_os_str().as_bytes(),
-    ] {
-        hash.update(part);
-        // No URL or path holds a NUL, so that parts cannot run together.
-        hash.update([0]);
-    }
-    let digest = hash.finalize();
-    digest
-        .iter()
-        .take(8)
-        .fold("mount-".to_owned(), |text, byte| {
-            format!("{text}{byte:02x}")
-        })
+    let endpoint = options.endpoint.url.as_deref().unwrap_or_default();
+    let location = options.location.to_string();
+    let mountpoint = mountpoint.as_os_str().as_bytes();
+    filed_under(
+        "mount-",
+        &[endpoint.as_bytes(), location.as_bytes(), mountpoint],
+    )
 }
 
 /// Mounts a leased file system; the lease ends with the session.

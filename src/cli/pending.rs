@@ -118,7 +118,7 @@ fn table(statuses: &[ProcessStatus]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::control::MountView;
+    use crate::cli::status::tests::serving;
     use crate::plugin::bucket::{MountStatus, PendingChange};
 
     #[test]
@@ -133,23 +133,7 @@ mod tests {
             }],
             ..MountStatus::default()
         };
-        let view = MountView {
-            volume: Some("photos".to_owned()),
-            source: "s3://photos".to_owned(),
-            mountpoint: "/mnt/photos".into(),
-            read_only: false,
-            credentials: "file:prod".to_owned(),
-            alive: true,
-            status,
-        };
-        let process = ProcessStatus {
-            pid: 7,
-            version: "0".to_owned(),
-            command: "serve".to_owned(),
-            mounts: vec![view],
-            idle_volumes: Vec::new(),
-        };
-        let text = table(&[process]);
+        let text = table(&[serving(status)]);
         for word in [
             "photos",
             "d/a",

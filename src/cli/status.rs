@@ -117,9 +117,29 @@ fn hit_rate(hits: u64, lookups: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::plugin::bucket::MountStatus;
+
+    /// A daemon with one mount of this status, and a volume that is not mounted.
+    pub(in crate::cli) fn serving(status: MountStatus) -> ProcessStatus {
+        let view = MountView {
+            volume: Some("photos".to_owned()),
+            source: "s3://photos".to_owned(),
+            mountpoint: "/mnt/photos".into(),
+            read_only: true,
+            credentials: "file:prod".to_owned(),
+            alive: true,
+            status,
+        };
+        ProcessStatus {
+            pid: 7,
+            version: "0".to_owned(),
+            command: "serve".to_owned(),
+            mounts: vec![view],
+            idle_volumes: vec!["other".to_owned()],
+        }
+    }
 
     #[test]
     fn a_row_says_what_is_dirty_and_what_went_wrong() {
@@ -132,23 +152,7 @@ mod tests {
             last_error: Some("bucket photos: denied".to_owned()),
             ..MountStatus::default()
         };
-        let view = MountView {
-            volume: Some("photos".to_owned()),
-            source: "s3://photos".to_owned(),
-            mountpoint: "/mnt/photos".into(),
-            read_only: true,
-            credentials: "file:prod".to_owned(),
-            alive: true,
-            status,
-        };
-        let process = ProcessStatus {
-            pid: 7,
-            version: "0".to_owned(),
-            command: "serve".to_owned(),
-            mounts: vec![view],
-            idle_volumes: vec!["other".to_owned()],
-        };
-        let text = table(&[process]);
+        let text = table(&[serving(status)]);
         for word in [
             "photos",
             "s3://photos (ro)",

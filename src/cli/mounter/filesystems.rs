@@ -39,19 +39,25 @@ impl Place {
 
     /// What its journal is filed under: volumes of one place have one journal, whichever is mounted first.
     fn label(&self) -> String {
-        let mut hash = Sha256::new();
-        hash.update(self.endpoint.as_deref().unwrap_or_default());
-        // No URL holds a NUL, so that the two cannot run together.
-        hash.update([0]);
-        hash.update(self.location.to_string());
-        let digest = hash.finalize();
-        digest
-            .iter()
-            .take(8)
-            .fold("place-".to_owned(), |text, byte| {
-                format!("{text}{byte:02x}")
-            })
+        let endpoint = self.endpoint.as_deref().unwrap_or_default();
+        filed_under(
+            "place-",
+            &[endpoint.as_bytes(), self.location.to_string().as_bytes()],
+        )
     }
+}
+
+/// A name for a directory of state: the same for the same parts, and no other's. No part holds a NUL.
+pub(super) fn filed_under(prefix: &str, parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+        // Parts cannot run together.
+        hash.update([0]);
+    }
+    let digest = hash.finalize();
+    let digits = digest.iter().take(8);
+    digits.fold(prefix.to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// The file systems that are open, by place.

@@ -46,12 +46,7 @@ impl Replay {
                 name,
                 is_directory,
             } => {
-                let placement = Placement {
-                    parent,
-                    name,
-                    is_directory,
-                };
-                self.places.insert(ino, placement);
+                self.place(ino, parent, name, is_directory);
             }
             Record::Renamed {
                 ino,
@@ -62,12 +57,7 @@ impl Replay {
                 overwrites,
                 doomed,
             } => {
-                let placement = Placement {
-                    parent,
-                    name,
-                    is_directory,
-                };
-                self.places.insert(ino, placement);
+                self.place(ino, parent, name, is_directory);
                 if let Some(inode) = self.inodes.get_mut(&ino) {
                     inode.changed.overwrites = overwrites;
                 }
@@ -153,6 +143,15 @@ impl Replay {
                 self.doom(doomed);
             }
         }
+    }
+
+    fn place(&mut self, ino: u64, parent: u64, name: String, is_directory: bool) {
+        let placement = Placement {
+            parent,
+            name,
+            is_directory,
+        };
+        self.places.insert(ino, placement);
     }
 
     fn doom(&mut self, objects: impl IntoIterator<Item = SentObject>) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -240,19 +240,9 @@ impl FileSystem {
         let mut state = handle.inode.state.lock();
         handle.check_lineage(&state)?;
         self.keep_base(&state);
-        let extents = self.staged(ino, &mut state)?.stage(offset, data)?;
         let size = state.attr.size.max(end);
         let time = self.settings.clock.wall();
-        let written = Record::Written {
-            ino,
-            extents,
-            size,
-            time,
-        };
-        self.record(ino, &mut state, &written)?;
-        if let (Some(staged), Record::Written { extents, .. }) = (&mut state.staged, &written) {
-            staged.record(extents);
-        }
+        self.stage(ino, &mut state, offset, data, (size, time))?;
         let is_news = !state.unsent.content || state.sending;
         state.content_changed(size, time);
         drop(state);
@@ -284,6 +274,28 @@ impl FileSystem {
     pub(crate) fn complete(&self, ino: u64) {
         let now = self.now();
         self.uploader.tell(|queue| queue.closed(ino, now));
+    }
+
+    /// Lays bytes over the file's content: into the staging file, into the journal, then into the inode. The file
+    /// has this size and time afterwards.
+    pub(crate) fn stage(
+        &self,
+        ino: u64,
+        state: &mut InodeState,
+        offset: u64,
+        data: &[u8],
+        (size, time): (u64, SystemTime),
+    ) -> Result<(), FsError> {
+        let extents = self.staged(ino, state)?.stage(offset, data)?;
+        let written = Record::Written {
+            ino,
+            extents: extents.clone(),
+            size,
+            time,
+        };
+        self.record(ino, state, &written)?;
+        self.staged(ino, state)?.record(&extents);
+        Ok(())
     }
 
     /// The content as this host changes it, from now on at the latest.

@@ -7,7 +7,6 @@ use crate::config::options::Conflicts;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode};
-use crate::fs::journal::record::Record;
 use crate::fs::name::NAME_MAX;
 use crate::fs::staging::ContentSource;
 use crate::store::{Key, Object};
@@ -119,16 +118,7 @@ impl FileSystem {
                     }
                     let within = |offset: u64| usize::try_from(offset - at).expect("a block");
                     let bytes = &bytes[within(piece.start)..within(piece.end)];
-                    let staged = self.staged(ino, &mut state)?;
-                    let extents = staged.stage(piece.start, bytes)?;
-                    staged.record(&extents);
-                    let written = Record::Written {
-                        ino,
-                        extents,
-                        size,
-                        time,
-                    };
-                    self.record(ino, &mut state, &written)?;
+                    self.stage(ino, &mut state, piece.start, bytes, (size, time))?;
                 }
                 at = end;
             }
