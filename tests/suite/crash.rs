@@ -1,7 +1,9 @@
 //! The program is killed at random while programs write: what they were told is written is there when it is
 //! mounted again, and in the end it is in the bucket.
 //!
-//! Needs root and /dev/fuse.
+//! Needs root, /dev/fuse and python3.
+
+mod sqlite;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::sqlite::Inserter;
 use crate::common::mounted::Mounted;
 use crate::common::s3::LocalS3;
 
@@ -32,10 +35,13 @@ struct Told {
     version: u64,
     /// The version of each page.
     pages: Vec<u64>,
+    /// Rows committed to the database.
+    rows: u64,
 }
 
+/// Of 16 bytes: the kernel may send a write that crosses a page's end as two.
 fn line(number: u64) -> String {
-    format!("line {number:08}\n")
+    format!("line {number:010}\n")
 }
 
 fn document(version: u64) -> Vec<u8> {
@@ -151,6 +157,13 @@ fn check(directory: &Path, told: &mut Told) {
             *version = was;
         }
     }
+    let rows = sqlite::rows(&directory.join("database"));
+    assert!(
+        (told.rows..=told.rows + 1).contains(&rows),
+        "the database has {rows} rows of {}",
+        told.rows
+    );
+    told.rows = rows;
 }
 
 fn crash(kills: u32) {
@@ -171,11 +184,13 @@ fn crash(kills: u32) {
         let pause = Duration::from_millis(next(&mut random) % 400);
         let scribbler_seed = next(&mut random);
         let (lines_done, synced_done, version) = (told.lines, told.synced_lines, told.version);
+        let inserter = Inserter::start(&at("database"), told.rows);
         let programs = (
             std::thread::spawn(move || append(&lines, lines_done, false)),
             std::thread::spawn(move || append(&synced, synced_done, true)),
             std::thread::spawn(move || replace(&directory, version)),
             std::thread::spawn(move || scribble(&pages, pages_so_far, scribbler_seed)),
+            std::thread::spawn(move || inserter.insert()),
         );
         std::thread::sleep(pause);
         mounted.kill();
@@ -184,6 +199,7 @@ fn crash(kills: u32) {
             synced_lines: programs.1.join().expect("no panic"),
             version: programs.2.join().expect("no panic"),
             pages: programs.3.join().expect("no panic"),
+            rows: programs.4.join().expect("no panic"),
         };
         mounted.mount_after_kill();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -194,7 +210,16 @@ fn crash(kills: u32) {
             std::panic::resume_unwind(panic);
         }
     }
-    let names = ["lines", "synced", "document", "pages"];
+    assert!(told.rows > 0, "SQLite never came to commit anything");
+    let names = [
+        "lines",
+        "synced",
+        "document",
+        "pages",
+        "database",
+        // SQLite leaves one that it had not begun to use.
+        "database-journal",
+    ];
     let seen: Vec<Vec<u8>> = names
         .iter()
         .map(|name| fs::read(mounted.path(name)).unwrap_or_default())
