@@ -105,6 +105,7 @@ impl Replay {
                     }
                     inode.changed.remote = Some(remote);
                     inode.changed.overwrites = overwrites;
+                    inode.changed.write = None;
                 }
             }
             Record::Attributes { ino, attr } => self.change(ino, |inode| {

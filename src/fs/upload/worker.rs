@@ -14,8 +14,9 @@ use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode, Remote};
-use crate::fs::journal::record::Record;
+use crate::fs::journal::record::{Record, SentObject};
 use crate::fs::staging::ContentSource;
+use crate::fs::tree::Tree;
 use crate::store::{
     CopyOptions, Key, MetadataDirective, PartTag, Precondition, StoreError, UploadId, WriteId,
 };
@@ -43,8 +44,8 @@ const ADOPTIONS_MAX: u32 = 3;
 
 /// How an upload begins.
 enum Begun {
-    /// This is to be sent; and the mark of the upload before, if nobody knows how that one ended.
-    Sending(Box<Frozen>, Option<WriteId>),
+    /// This is to be sent, with this mark.
+    Sending(Box<Frozen>, WriteId),
     NothingToSend,
     /// The inode's name spells another key.
     Renamed,
@@ -62,8 +63,8 @@ impl FileSystem {
         let _hidden = self.hide(key);
         let mut adoptions = 0;
         loop {
-            let (frozen, earlier) = match self.begin_upload(inode, key)? {
-                Begun::Sending(frozen, earlier) => (*frozen, earlier),
+            let (frozen, write) = match self.begin_upload(inode, key)? {
+                Begun::Sending(frozen, write) => (*frozen, write),
                 Begun::NothingToSend => return Ok(true),
                 Begun::Renamed => return Ok(false),
             };
@@ -89,7 +90,7 @@ impl FileSystem {
             if adoptions > ADOPTIONS_MAX {
                 return Err(error);
             }
-            let can_go_on = self.adopt(inode, key, earlier.as_ref()).await?
+            let can_go_on = self.adopt(inode, key, &write).await?
                 || self.resolve_conflict(inode, key, &frozen).await?;
             if !can_go_on {
                 return Err(FsError::Conflict {
@@ -114,8 +115,8 @@ impl FileSystem {
         }
     }
 
-    /// Freezes what is to be sent, and writes down that it is. Also returns the mark of the upload before, if
-    /// nobody knows how that one ended.
+    /// Freezes what is to be sent, and writes down that it is. If nobody knows how the upload before has ended, this
+    /// is another attempt at the same write.
     fn begin_upload(&self, inode: &Inode, key: &Key) -> Result<Begun, FsError> {
         let tree = self.tree.lock();
         if tree.key_of(inode.ino).as_ref() != Some(key) {
@@ -123,8 +124,13 @@ impl FileSystem {
         }
         let mut state = inode.state.lock();
         drop(tree);
-        let write = WriteId::new();
+        let write = state
+            .write
+            .as_ref()
+            .map_or_else(WriteId::new, WriteId::again);
         let Some(frozen) = state.freeze(inode.ino, key, &write) else {
+            // Its object has come back to where the name is, or was found there.
+            self.settle(inode.ino, &mut state);
             return Ok(Begun::NothingToSend);
         };
         let ino = inode.ino;
@@ -137,7 +143,8 @@ impl FileSystem {
             return Err(error.into());
         }
         state.sending = true;
-        Ok(Begun::Sending(Box::new(frozen), state.write.replace(write)))
+        state.write = Some(write.clone());
+        Ok(Begun::Sending(Box::new(frozen), write))
     }
 
     /// The bucket has what was frozen. The object that was the inode's before, under another key, is doomed, and
@@ -149,7 +156,6 @@ impl FileSystem {
         frozen: &Frozen,
         remote: Remote,
     ) -> Result<Option<Arc<Inode>>, FsError> {
-        let now = self.now();
         let object = durable::sent(&remote);
         let left = frozen.base.as_ref().filter(|base| base.key != *key);
         let left = left.map(durable::sent);
@@ -186,49 +192,70 @@ impl FileSystem {
                 return Err(error.into());
             }
             state.uploaded(frozen, remote);
+            state.write = None;
             state.overwrites = overwrites;
             if settled {
                 self.forget_changed(ino, &mut state);
             }
         }
+        Ok(self.arrived(&mut tree, inode, key, left))
+    }
+
+    /// The inode's object is at `key` from now on, and `left`, which it was before, has no name any more.
+    fn arrived(
+        &self,
+        tree: &mut Tree,
+        inode: &Arc<Inode>,
+        key: &Key,
+        left: Option<SentObject>,
+    ) -> Option<Arc<Inode>> {
+        let now = self.now();
         tree.note_place(inode, now);
-        if place.is_some() {
+        if tree.key_of(inode.ino).is_some() {
             tree.touch(inode.ino, now);
         } else {
             if let Some(old) = tree.orphan_key(inode.ino) {
                 tree.remove_orphan(&old, inode.ino, now);
             }
-            self.add_orphans(&mut tree, vec![(key.clone(), Arc::clone(inode))]);
+            self.add_orphans(tree, vec![(key.clone(), Arc::clone(inode))]);
         }
-        Ok(left.map(|left| {
+        left.map(|left| {
             let key = left.key.clone();
             let nameless = tree.nameless(self.remote_of(left));
             tree.add_orphan(key, Arc::clone(&nameless));
             nameless
-        }))
+        })
     }
 
-    /// Whether what stands at the key is what an earlier upload of ours made, whose answer was lost. The file
-    /// is based on it from then on: it differs from the earlier base only where the file is dirty.
-    async fn adopt(
-        &self,
-        inode: &Inode,
-        key: &Key,
-        earlier: Option<&WriteId>,
-    ) -> Result<bool, FsError> {
-        let Some(earlier) = earlier else {
+    /// Whether what stands at the key is what an attempt at this upload made, whose answer was lost. The file is
+    /// based on it from then on: it differs from the earlier base only where the file is dirty.
+    async fn adopt(&self, inode: &Arc<Inode>, key: &Key, write: &WriteId) -> Result<bool, FsError> {
+        let Some((object, Some(made_by))) = self.bucket.head_written(key).await? else {
             return Ok(false);
         };
-        let Some((object, Some(write))) = self.bucket.head_written(key).await? else {
-            return Ok(false);
-        };
-        if write != *earlier {
+        if !made_by.is_of_the_write_of(write) {
             return Ok(false);
         }
-        let mut state = inode.state.lock();
-        state.remote = Some(self.written(key.clone(), object.size, object.version));
-        state.overwrites = None;
-        self.record_base(inode.ino, &mut state, None)?;
+        let found = self.written(key.clone(), object.size, object.version);
+        let left = {
+            let mut tree = self.tree.lock();
+            let place = tree.key_of(inode.ino);
+            let left = {
+                let mut state = inode.state.lock();
+                let left = state.remote.as_ref().filter(|base| base.key != *key);
+                let left = left.map(durable::sent);
+                if place.as_ref() == Some(key) {
+                    state.overwrites = None;
+                }
+                state.remote = Some(found);
+                self.record_base(inode.ino, &mut state, left.clone())?;
+                left
+            };
+            self.arrived(&mut tree, inode, key, left)
+        };
+        if let Some(left) = left {
+            self.delete_while_held(&left).await;
+        }
         Ok(true)
     }
 

@@ -8,7 +8,10 @@ use crate::store::Metadata;
 /// The user metadata that carries it.
 const NAME: &str = "bucketvol-write";
 
-/// Names one write. It travels as user metadata, which never show it.
+/// Names one attempt at a write. It travels as user metadata, which never show it.
+///
+/// A write that is tried until its end is known has one name; its attempts are numbered, for they may send different
+/// bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteId(String);
 
@@ -22,6 +25,25 @@ impl WriteId {
     /// A mark that no other write has.
     pub fn new() -> Self {
         Self(Uuid::new_v4().simple().to_string())
+    }
+
+    /// The mark of the next attempt at the same write.
+    pub fn again(&self) -> Self {
+        let (write, attempt) = self.split();
+        Self(format!("{write}.{}", attempt + 1))
+    }
+
+    /// Whether both are attempts at the same write.
+    pub fn is_of_the_write_of(&self, other: &Self) -> bool {
+        self.split().0 == other.split().0
+    }
+
+    /// The write's name, and the attempt's number, from 1.
+    fn split(&self) -> (&str, u64) {
+        self.0
+            .split_once('.')
+            .and_then(|(write, attempt)| Some((write, attempt.parse().ok()?)))
+            .unwrap_or((&self.0, 1))
     }
 
     /// The mark of these metadata, a new one if they have none, and the metadata with it.
@@ -49,6 +71,23 @@ impl WriteId {
 
     /// The mark of this text, if it can be one.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        Uuid::try_parse(text).ok().map(|_| Self(text.to_owned()))
+        let id = Self(text.to_owned());
+        Uuid::try_parse(id.split().0).ok()?;
+        Some(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_at_one_write_differ_and_are_known_to_belong_together() {
+        let first = WriteId::new();
+        let (second, third) = (first.again(), first.again().again());
+        assert!(first != second && second != third);
+        assert!(first.is_of_the_write_of(&third) && third.is_of_the_write_of(&second));
+        assert!(!third.is_of_the_write_of(&WriteId::new().again()));
+        assert_eq!(WriteId::parse(third.as_str()), Some(third));
     }
 }
