@@ -97,6 +97,8 @@ pub(crate) struct InodeState {
     pub(crate) change: u64,
     /// The key of the object, while that is not the one that the name spells: the tree has it hidden.
     pub(crate) moved_from: Option<Key>,
+    /// Where a copy of the object was to go whose answer has not come.
+    pub(crate) aside: Option<Key>,
     /// How often the inode has lost its name to another host's file. Who opened it before is told.
     pub(crate) lineage: u32,
     /// Open file descriptions.
@@ -108,7 +110,7 @@ pub(crate) struct InodeState {
     pub(crate) linked: Linked,
     /// The journal has it as changed.
     pub(crate) journaled: bool,
-    /// The mark of the last upload that was begun, until it is known to have ended.
+    /// The mark of the last upload that was begun, until one is known to have ended.
     pub(crate) write: Option<WriteId>,
     /// It is under way.
     pub(crate) sending: bool,
@@ -131,6 +133,7 @@ impl Inode {
                 unsent: Unsent::default(),
                 change: 0,
                 moved_from: None,
+                aside: None,
                 lineage: 0,
                 opens: 0,
                 busy: 0,

@@ -14,6 +14,18 @@ use super::{Key, StoreError};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ObjectVersion(pub Arc<str>);
 
+impl ObjectVersion {
+    /// Stands for whatever is at a key that only we use: its version was never told.
+    pub(crate) fn any() -> Self {
+        Self(Arc::from(""))
+    }
+
+    /// Whether it is [`ObjectVersion::any`].
+    pub(crate) fn is_any(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// Bytes as they arrive.
 pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
 

@@ -9,6 +9,7 @@ use super::schedule::Footprint;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode, Remote};
+use crate::fs::journal::record::SentObject;
 use crate::fs::staging::ContentSource;
 use crate::fs::tree::{RESERVED, Tree};
 use crate::store::{CopyOptions, Key, MetadataDirective, ObjectVersion, Precondition, StoreError};
@@ -57,7 +58,11 @@ impl FileSystem {
         key: &Key,
         version: &ObjectVersion,
     ) -> Result<(), FsError> {
-        let condition = Precondition::Version(version.clone());
+        let condition = if version.is_any() {
+            Precondition::None
+        } else {
+            Precondition::Version(version.clone())
+        };
         match self.bucket.delete(key, condition).await {
             Ok(()) | Err(StoreError::Precondition { .. } | StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -107,15 +112,7 @@ impl FileSystem {
     }
 
     async fn copy_aside(&self, inode: &Arc<Inode>, remote: &Remote) -> Result<(), FsError> {
-        let aside = Key::new(format!("{RESERVED}/orphans/{}", Uuid::now_v7()));
-        let options = CopyOptions {
-            source_version: Some(remote.version.clone()),
-            metadata: MetadataDirective::Copy,
-        };
-        let version: ObjectVersion = self
-            .bucket
-            .copy(&remote.key, &aside, &options, remote.size)
-            .await?;
+        let (aside, version) = self.copy_to_reserved("orphans", inode, remote).await?;
         {
             let mut tree = self.tree.lock();
             inode.state.lock().remote = Some(Remote {
@@ -131,6 +128,61 @@ impl FileSystem {
             self.delete_orphan(inode).await?;
         }
         Ok(())
+    }
+
+    /// Copies the object of an inode to a key of its own in a folder that nobody sees. The answer may be lost: until
+    /// it is here the copy is one that is to be deleted, and the next attempt goes to the same key.
+    pub(super) async fn copy_to_reserved(
+        &self,
+        folder: &str,
+        inode: &Inode,
+        remote: &Remote,
+    ) -> Result<(Key, ObjectVersion), FsError> {
+        let key = {
+            let new = || Key::new(format!("{RESERVED}/{folder}/{}", Uuid::now_v7()));
+            inode.state.lock().aside.get_or_insert_with(new).clone()
+        };
+        // Whoever deletes what has no name waits until this has ended.
+        let _turn = self.turnstile.enter(Footprint::key(key.clone())).await;
+        let doomed = self.doom_copy(&key, remote.size);
+        let options = CopyOptions {
+            source_version: Some(remote.version.clone()),
+            metadata: MetadataDirective::Copy,
+        };
+        let copied = async {
+            self.journal.sync().await?;
+            let copied = self.bucket.copy(&remote.key, &key, &options, remote.size);
+            Ok::<_, FsError>(copied.await?)
+        };
+        let copied = copied.await;
+        match &copied {
+            Err(error) if error.is_transient() => {
+                let now = self.now();
+                self.uploader.tell(|queue| queue.urgent(doomed.ino, now));
+            }
+            // It is the inode's, or was never made.
+            _ => {
+                inode.state.lock().aside = None;
+                self.forget_doomed(&key, &doomed, Some(ObjectVersion::any()));
+            }
+        }
+        Ok((key, copied?))
+    }
+
+    /// What is going to be at `key` is to be deleted, if nothing else is said before the next start.
+    fn doom_copy(&self, key: &Key, size: u64) -> Arc<Inode> {
+        let mut tree = self.tree.lock();
+        if let Some((_, doomed)) = tree.orphans_at(key).pop() {
+            return doomed;
+        }
+        let copy = SentObject {
+            key: key.clone(),
+            size,
+            version: ObjectVersion::any(),
+        };
+        let doomed = tree.nameless(self.remote_of(copy));
+        self.doom(&mut tree, key.clone(), &doomed);
+        doomed
     }
 
     /// Whether a file that has taken the name is to overwrite this very version.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use uuid::Uuid;
 
 use super::schedule::{Footprint, Turn};
 use super::worker::Progress;
@@ -16,8 +15,8 @@ use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Inode, Remote};
 use crate::fs::journal::record::SentObject;
-use crate::fs::tree::{RESERVED, Tree};
-use crate::store::{CopyOptions, Key, MetadataDirective};
+use crate::fs::tree::Tree;
+use crate::store::Key;
 
 /// How often an upload looks for something in its way: whoever moves names faster than we send has to wait.
 const VACATE_MAX: u32 = 1000;
@@ -132,15 +131,7 @@ impl FileSystem {
         let Some(remote) = remote.filter(|remote| remote.key == from) else {
             return Ok(());
         };
-        let aside = Key::new(format!("{RESERVED}/moving/{}", Uuid::now_v7()));
-        let options = CopyOptions {
-            source_version: Some(remote.version.clone()),
-            metadata: MetadataDirective::Copy,
-        };
-        let version = self
-            .bucket
-            .copy(&from, &aside, &options, remote.size)
-            .await?;
+        let (aside, version) = self.copy_to_reserved("moving", inode, &remote).await?;
         let left = durable::sent(&remote);
         {
             let mut tree = self.tree.lock();
