@@ -180,11 +180,7 @@ impl FileSystem {
                     };
                     self.record(ino, &mut state, &sent)
                 }
-                // They are objects without names now.
-                None => [Some(object), left.clone()]
-                    .into_iter()
-                    .flatten()
-                    .try_for_each(|object| self.journal.append(&Record::Doomed(object))),
+                None => self.record_nameless([Some(object), left.clone()]),
             };
             if let Err(error) = said {
                 // The next attempt finds its own object.
@@ -199,6 +195,12 @@ impl FileSystem {
             }
         }
         Ok(self.arrived(&mut tree, inode, key, left))
+    }
+
+    /// Writes down that these objects have no names.
+    fn record_nameless(&self, objects: [Option<SentObject>; 2]) -> std::io::Result<()> {
+        let mut objects = objects.into_iter().flatten();
+        objects.try_for_each(|object| self.journal.append(&Record::Doomed(object)))
     }
 
     /// The inode's object is at `key` from now on, and `left`, which it was before, has no name any more.
@@ -247,8 +249,16 @@ impl FileSystem {
                 if place.as_ref() == Some(key) {
                     state.overwrites = None;
                 }
-                state.remote = Some(found);
-                self.record_base(inode.ino, &mut state, left.clone())?;
+                match place {
+                    Some(_) => {
+                        state.remote = Some(found);
+                        self.record_base(inode.ino, &mut state, left.clone())?;
+                    }
+                    None => {
+                        self.record_nameless([Some(durable::sent(&found)), left.clone()])?;
+                        state.remote = Some(found);
+                    }
+                }
                 left
             };
             self.arrived(&mut tree, inode, key, left)
