@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bucketvol::store::{
@@ -10,6 +11,17 @@ use bucketvol::store::{
     Precondition, Store, StoreError, UploadId,
 };
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use parking_lot::Mutex;
+
+/// What every request is answered while it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outage {
+    /// No right to anything.
+    Denied,
+    /// 503.
+    Away,
+}
 
 /// What is to go wrong.
 #[derive(Debug, Default)]
@@ -20,6 +32,15 @@ pub(crate) struct Faults {
     writes_before: AtomicU32,
     /// Nothing is answered any more.
     hangs: AtomicBool,
+    outage: Mutex<Option<Outage>>,
+    /// Every request is done so much later.
+    delay: Mutex<Duration>,
+    /// The bodies of so many GETs end in their middle.
+    cut_bodies: AtomicU32,
+    /// So many writes are answered before one is done whose answer is lost, and the store is away.
+    answers_before: Mutex<Option<u32>>,
+    /// The answers to so many writes are lost, done or not.
+    lost_answers: AtomicU32,
 }
 
 impl Faults {
@@ -39,28 +60,127 @@ impl Faults {
         self.hangs.store(hangs, Ordering::SeqCst);
     }
 
-    async fn before_any(&self) {
+    /// Answers every request so until it is told otherwise.
+    pub(crate) fn out(&self, outage: Outage) {
+        *self.outage.lock() = Some(outage);
+    }
+
+    /// Does every request so much later.
+    pub(crate) fn delay(&self, delay: Duration) {
+        *self.delay.lock() = delay;
+    }
+
+    /// Ends the bodies of the next `count` GETs in their middle.
+    pub(crate) fn cut_bodies(&self, count: u32) {
+        self.cut_bodies.store(count, Ordering::SeqCst);
+    }
+
+    /// Loses the answers to the next `count` writes.
+    pub(crate) fn lose_answers(&self, count: u32) {
+        self.lost_answers.store(count, Ordering::SeqCst);
+    }
+
+    /// Answers `before` writes, does one more, loses its answer, and is away from then on.
+    pub(crate) fn lose_an_answer_and_go(&self, before: u32) {
+        *self.answers_before.lock() = Some(before);
+    }
+
+    /// Whether it was as [`Faults::lose_an_answer_and_go`] says.
+    pub(crate) fn has_gone(&self) -> bool {
+        *self.outage.lock() == Some(Outage::Away)
+    }
+
+    /// All is well from now on.
+    pub(crate) fn end(&self) {
+        self.deny_writes(0);
+        self.hang(false);
+        *self.outage.lock() = None;
+        self.delay(Duration::ZERO);
+        self.cut_bodies(0);
+        self.lose_answers(0);
+        *self.answers_before.lock() = None;
+    }
+
+    async fn before_any(&self) -> Result<(), StoreError> {
         if self.hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
+        }
+        let delay = *self.delay.lock();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        match *self.outage.lock() {
+            None => Ok(()),
+            Some(Outage::Denied) => Err(denied()),
+            Some(Outage::Away) => Err(away("slow down")),
         }
     }
 
     async fn before_write(&self) -> Result<(), StoreError> {
-        self.before_any().await;
-        let take = |count: &AtomicU32| {
-            count
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-                .is_ok()
-        };
+        self.before_any().await?;
         if take(&self.writes_before) || !take(&self.denied_writes) {
             return Ok(());
         }
-        Err(StoreError::Refused {
-            place: "s3://faulty".to_owned(),
-            reason: "access denied".to_owned(),
-            mend: None,
-            denied: true,
-        })
+        Err(denied())
+    }
+
+    fn after_write<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if take(&self.lost_answers) {
+            return Err(away("the answer was lost"));
+        }
+        let mut before = self.answers_before.lock();
+        match *before {
+            Some(0) if done.is_ok() => {
+                *before = None;
+                self.out(Outage::Away);
+                Err(away("the answer was lost"))
+            }
+            Some(more @ 1..) => {
+                *before = Some(more - 1);
+                done
+            }
+            _ => done,
+        }
+    }
+
+    fn body(&self, stream: ByteStream, len: u64) -> ByteStream {
+        if !take(&self.cut_bodies) {
+            return stream;
+        }
+        let mut left = usize::try_from(len / 2).expect("it fits in memory");
+        stream
+            .map(move |piece| {
+                piece.map(|mut piece| {
+                    piece.truncate(left);
+                    left -= piece.len();
+                    piece
+                })
+            })
+            .boxed()
+    }
+}
+
+/// Takes one of what is left, if anything is.
+fn take(count: &AtomicU32) -> bool {
+    count
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+        .is_ok()
+}
+
+fn denied() -> StoreError {
+    StoreError::Refused {
+        place: "s3://faulty".to_owned(),
+        reason: "access denied".to_owned(),
+        mend: None,
+        denied: true,
+    }
+}
+
+fn away(reason: &str) -> StoreError {
+    StoreError::Unavailable {
+        place: "s3://faulty".to_owned(),
+        reason: reason.to_owned(),
+        retry_after: None,
     }
 }
 
@@ -89,7 +209,7 @@ impl FaultStore {
 #[deny(clippy::missing_trait_methods)]
 impl Store for FaultStore {
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
-        self.faults.before_any().await;
+        self.faults.before_any().await?;
         self.inner.head(key).await
     }
 
@@ -99,12 +219,14 @@ impl Store for FaultStore {
         range: Range<u64>,
         version: &ObjectVersion,
     ) -> Result<ByteStream, StoreError> {
-        self.faults.before_any().await;
-        self.inner.get(key, range, version).await
+        self.faults.before_any().await?;
+        let len = range.end - range.start;
+        let stream = self.inner.get(key, range, version).await?;
+        Ok(self.faults.body(stream, len))
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.faults.before_any().await;
+        self.faults.before_any().await?;
         self.inner.list(request).await
     }
 
@@ -116,17 +238,20 @@ impl Store for FaultStore {
         condition: &Precondition,
     ) -> Result<ObjectVersion, StoreError> {
         self.faults.before_write().await?;
-        self.inner.put(key, body, metadata, condition).await
+        let done = self.inner.put(key, body, metadata, condition).await;
+        self.faults.after_write(done)
     }
 
     async fn delete(&self, key: &Key, condition: &Precondition) -> Result<(), StoreError> {
         self.faults.before_write().await?;
-        self.inner.delete(key, condition).await
+        let done = self.inner.delete(key, condition).await;
+        self.faults.after_write(done)
     }
 
     async fn delete_batch(&self, keys: &[Key]) -> Result<Vec<(Key, StoreError)>, StoreError> {
         self.faults.before_write().await?;
-        self.inner.delete_batch(keys).await
+        let done = self.inner.delete_batch(keys).await;
+        self.faults.after_write(done)
     }
 
     async fn copy(
@@ -136,7 +261,8 @@ impl Store for FaultStore {
         options: &CopyOptions,
     ) -> Result<ObjectVersion, StoreError> {
         self.faults.before_write().await?;
-        self.inner.copy(from, to, options).await
+        let done = self.inner.copy(from, to, options).await;
+        self.faults.after_write(done)
     }
 
     async fn create_multipart(
@@ -144,7 +270,7 @@ impl Store for FaultStore {
         key: &Key,
         metadata: &Metadata,
     ) -> Result<UploadId, StoreError> {
-        self.faults.before_any().await;
+        self.faults.before_any().await?;
         self.inner.create_multipart(key, metadata).await
     }
 
@@ -156,7 +282,8 @@ impl Store for FaultStore {
         body: Bytes,
     ) -> Result<PartTag, StoreError> {
         self.faults.before_write().await?;
-        self.inner.put_part(key, upload, number, body).await
+        let done = self.inner.put_part(key, upload, number, body).await;
+        self.faults.after_write(done)
     }
 
     async fn copy_part(
@@ -169,9 +296,11 @@ impl Store for FaultStore {
         version: &ObjectVersion,
     ) -> Result<PartTag, StoreError> {
         self.faults.before_write().await?;
-        self.inner
+        let done = self
+            .inner
             .copy_part(key, upload, number, from, range, version)
-            .await
+            .await;
+        self.faults.after_write(done)
     }
 
     async fn complete_multipart(
@@ -182,13 +311,15 @@ impl Store for FaultStore {
         condition: &Precondition,
     ) -> Result<ObjectVersion, StoreError> {
         self.faults.before_write().await?;
-        self.inner
+        let done = self
+            .inner
             .complete_multipart(key, upload, parts, condition)
-            .await
+            .await;
+        self.faults.after_write(done)
     }
 
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<(), StoreError> {
-        self.faults.before_any().await;
+        self.faults.before_any().await?;
         self.inner.abort_multipart(key, upload).await
     }
 }

@@ -204,6 +204,25 @@ impl TestFs {
         panic!("it never came to be");
     }
 
+    /// Lets so many seconds pass on every clock: the runtime's has to be paused.
+    pub(crate) async fn pass(&self, seconds: u32) {
+        for _ in 0..seconds {
+            self.clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Lets time pass, within reason, until all is in the bucket with nobody's help.
+    pub(crate) async fn settled(&self) {
+        for _ in 0..1000 {
+            if !self.has_pending() {
+                return;
+            }
+            self.pass(1).await;
+        }
+        panic!("it is still pending: {:?}", self.status().pending);
+    }
+
     /// Lets all that is believed of the bucket be doubted.
     pub(crate) fn let_ttl_pass(&self) {
         self.clock.advance(TTL * 2);

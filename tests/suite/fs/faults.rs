@@ -13,7 +13,7 @@ async fn faulty() -> (TestFs, Arc<Faults>) {
     (TestFs::on(bucket).await, faults)
 }
 
-fn faulty_bucket() -> (Arc<Bucket>, Arc<Faults>) {
+pub(super) fn faulty_bucket() -> (Arc<Bucket>, Arc<Faults>) {
     let clock = bucketvol::clock::SystemClock::shared();
     let (store, faults) = FaultStore::new(Arc::new(MemoryStore::new(clock)));
     let location = bucketvol::config::Location {

@@ -44,5 +44,7 @@ mod hosts;
 mod model;
 // Stores that refuse or hang: what is reported, what is kept.
 mod faults;
+// The same while nobody waits: what was changed reaches the bucket by itself, once.
+mod stores;
 // Many programs at once.
 mod together;
