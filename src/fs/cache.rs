@@ -174,6 +174,17 @@ impl BlockCache {
         Ok(bytes)
     }
 
+    /// Takes in the whole of an object that we have just made.
+    pub(crate) fn keep(&self, content: ContentId, body: &Bytes) {
+        let block = usize::try_from(BLOCK_SIZE).expect("usize has at least 32 bits");
+        for (index, bytes) in (0..).zip(body.chunks(block)) {
+            // A copy: a slice would keep all of the body in memory.
+            let bytes = Bytes::copy_from_slice(bytes);
+            self.blocks.insert(BlockKey { content, index }, bytes);
+        }
+        self.blocks.run_pending_tasks();
+    }
+
     /// Begins to fetch what of `range` is missing, if there is memory for it.
     pub(crate) fn prefetch(self: &Arc<Self>, object: &ObjectSource, range: &Range<u64>) {
         let span = BlockSpan::over(range);

@@ -26,7 +26,7 @@ use crate::store::{FileKind, Key, StoreError};
 const ROOM_POLL: Duration = Duration::from_millis(100);
 
 /// Largest object that is read because a part of it is changed.
-const KEPT_BASE_MAX: u64 = 16 * 1024 * 1024;
+pub(crate) const KEPT_BASE_MAX: u64 = 16 * 1024 * 1024;
 
 /// Our own changes can take an object from under a read so often at most.
 const READ_ATTEMPTS: u32 = 4;

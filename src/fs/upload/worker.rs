@@ -15,6 +15,7 @@ use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode, Remote};
 use crate::fs::journal::record::{Record, SentObject};
+use crate::fs::ops::io::KEPT_BASE_MAX;
 use crate::fs::staging::ContentSource;
 use crate::fs::tree::Tree;
 use crate::store::{
@@ -41,6 +42,9 @@ impl Progress {
 
 /// How often an upload begins again because it finds something else than it was based on in the bucket.
 const ADOPTIONS_MAX: u32 = 3;
+
+/// The object that an upload has made, and its bytes if they were sent in one piece.
+type Sent = (Remote, Option<Bytes>);
 
 /// How an upload begins.
 enum Begun {
@@ -69,8 +73,8 @@ impl FileSystem {
                 Begun::Renamed => return Ok(false),
             };
             let error = match self.send_in_order(key, &frozen, progress).await {
-                Ok(remote) => {
-                    let left = self.end_upload(inode, key, &frozen, remote)?;
+                Ok(sent) => {
+                    let left = self.end_upload(inode, key, &frozen, sent)?;
                     if let Some(left) = left {
                         self.delete_while_held(&left).await;
                     }
@@ -154,7 +158,7 @@ impl FileSystem {
         inode: &Arc<Inode>,
         key: &Key,
         frozen: &Frozen,
-        remote: Remote,
+        (remote, body): Sent,
     ) -> Result<Option<Arc<Inode>>, FsError> {
         let object = durable::sent(&remote);
         let left = frozen.base.as_ref().filter(|base| base.key != *key);
@@ -186,6 +190,12 @@ impl FileSystem {
                 // The next attempt finds its own object.
                 state.not_uploaded(frozen);
                 return Err(error.into());
+            }
+            // Some of its bytes have changed meanwhile, or may: who has the file open has read them here. Another host
+            // may replace the object before it could be read back, and then ours is to be whole all the same.
+            let is_needed = (!settled || state.opens > 0) && remote.size <= KEPT_BASE_MAX;
+            if let Some(body) = body.filter(|_| is_needed) {
+                self.settings.cache.keep(remote.content, &body);
             }
             state.uploaded(frozen, remote);
             state.write = None;
@@ -275,17 +285,12 @@ impl FileSystem {
         key: &Key,
         frozen: &Frozen,
         progress: &Progress,
-    ) -> Result<Remote, FsError> {
+    ) -> Result<Sent, FsError> {
         self.journal.sync().await?;
         self.send(key, frozen, progress).await
     }
 
-    async fn send(
-        &self,
-        key: &Key,
-        frozen: &Frozen,
-        progress: &Progress,
-    ) -> Result<Remote, FsError> {
+    async fn send(&self, key: &Key, frozen: &Frozen, progress: &Progress) -> Result<Sent, FsError> {
         self.settle_orphans(key, Some(frozen)).await?;
         let metadata = frozen.marked.clone();
         if let (None, Some(base)) = (&frozen.content, &frozen.base) {
@@ -300,12 +305,13 @@ impl FileSystem {
                 .bucket
                 .copy(&base.key, key, &options, base.size)
                 .await?;
-            return Ok(Remote {
+            let copy = Remote {
                 key: key.clone(),
                 version,
                 modified: None,
                 ..base.clone()
-            });
+            };
+            return Ok((copy, None));
         }
         let size = frozen.attr.size;
         let (dirty, base_len) = match (&frozen.content, &frozen.base) {
@@ -316,9 +322,10 @@ impl FileSystem {
             UploadPlan::Put => {
                 let _memory = self.settings.cache.reserve_upload(size).await;
                 let body = self.assemble(frozen, 0..size).await?;
-                self.bucket
-                    .put(key, body, metadata, frozen.precondition.clone())
-                    .await?
+                let condition = frozen.precondition.clone();
+                let put = self.bucket.put(key, body.clone(), metadata, condition);
+                let remote = self.written(key.clone(), size, put.await?);
+                return Ok((remote, Some(body)));
             }
             UploadPlan::Multipart(parts) => {
                 let upload = self.bucket.create_multipart(key, metadata).await?;
@@ -339,7 +346,7 @@ impl FileSystem {
                 version?
             }
         };
-        Ok(self.written(key.clone(), size, version))
+        Ok((self.written(key.clone(), size, version), None))
     }
 
     /// No store checks what a copy overwrites: we look, then act.
