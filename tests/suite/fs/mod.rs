@@ -48,3 +48,5 @@ mod faults;
 mod stores;
 // Many programs at once.
 mod together;
+// Two hosts that change the same files at random.
+mod rivals;

@@ -15,10 +15,10 @@ const STEPS: u64 = 150;
 const PATHS: [&str; 7] = ["a", "b", "c", "d/a", "d/b", "e/a", "e/b"];
 
 /// Numbers that are the same in every run of one seed.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
