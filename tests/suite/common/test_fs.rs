@@ -121,6 +121,15 @@ impl TestFs {
         Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
     }
 
+    /// The volume as the next process finds it when this one has brought all into the bucket and has ended.
+    pub(crate) async fn remounted(&self) -> Self {
+        self.drained().await;
+        self.close();
+        let left = tempfile::tempdir().unwrap();
+        copy_dir(self.staging.path(), left.path());
+        Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
+    }
+
     /// The volume as the next process finds it when this one is killed and its journal has these bytes.
     pub(crate) async fn after_damage(&self, journal: &[u8]) -> Self {
         let left = tempfile::tempdir().unwrap();
