@@ -250,7 +250,44 @@ impl FileSystem {
 
     /// Takes up what an earlier process left behind, then begins a journal with nothing else in it. Returns
     /// the inodes that are to be sent.
-    pub(crate) fn restore(&self, left: Left) -> Result<Vec<u64>, FsError> {
+    pub(crate) async fn restore(&self, mut left: Left) -> Result<Vec<u64>, FsError> {
+        {
+            let mut tree = self.tree.lock();
+            let inos = left.replay.places.keys().chain(left.replay.inodes.keys());
+            tree.reserve_inos(inos.copied().max());
+            for ino in left.replay.inodes.keys() {
+                place(&mut tree, &left.replay, *ino, self.now())?;
+            }
+        }
+        if left.other_boot {
+            self.look_for_ends(&mut left.replay).await?;
+        }
+        self.take_up(left)
+    }
+
+    /// The host went down: the end of an upload may not have reached its disk, nor the bytes that were sent. What
+    /// was sent is in the object then.
+    async fn look_for_ends(&self, replay: &mut Replay) -> Result<(), FsError> {
+        for (ino, place, write) in replay.open_ends() {
+            let key = self.tree.lock().child_key(place.parent, &place.name, false);
+            let Some(key) = key else { continue };
+            let found = self.bucket.head_written(&key).await?;
+            if let Some((object, Some(made_by))) = found
+                && made_by == write
+            {
+                let object = SentObject {
+                    key,
+                    size: object.size,
+                    version: object.version,
+                };
+                replay.found(ino, object);
+            }
+        }
+        Ok(())
+    }
+
+    /// Like [`FileSystem::restore`], of inodes that have their places.
+    fn take_up(&self, left: Left) -> Result<Vec<u64>, FsError> {
         let Left {
             mut replay,
             other_boot,
@@ -260,10 +297,6 @@ impl FileSystem {
         self.staging
             .sweep(&changed.iter().copied().collect::<HashSet<u64>>())?;
         let mut tree = self.tree.lock();
-        tree.reserve_inos(replay.places.keys().chain(&changed).copied().max());
-        for ino in &changed {
-            place(&mut tree, &replay, *ino, self.now())?;
-        }
         for (ino, replayed) in std::mem::take(&mut replay.inodes) {
             let inode = tree.inode(ino).ok_or(FsError::NoEntry)?;
             self.place_in_journal(&tree, ino)?;

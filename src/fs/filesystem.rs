@@ -230,7 +230,7 @@ impl FileSystem {
             settings,
         });
         fs.read_root().await?;
-        let changed = fs.restore(left)?;
+        let changed = fs.restore(left).await?;
         let now = fs.now();
         fs.uploader.tell(|queue| {
             for ino in changed {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::record::{ChangedInode, Record, SentObject};
 use crate::fs::inode::Unsent;
 use crate::fs::staging::{ContentMap, FrozenMap};
-use crate::store::Key;
+use crate::store::{Key, WriteId};
 
 /// What an earlier process left behind.
 #[derive(Debug, Default)]
@@ -34,6 +34,8 @@ pub(crate) struct ReplayedInode {
     pub(crate) content: Option<ContentMap>,
     /// What an upload has frozen of which the journal knows no end so far.
     sending: Option<FrozenMap>,
+    /// Where the inode was when that upload was begun.
+    sent_to: Option<Placement>,
 }
 
 impl Replay {
@@ -74,6 +76,7 @@ impl Replay {
                 let inode = ReplayedInode {
                     content: changed.base_len.map(ContentMap::new),
                     sending: None,
+                    sent_to: None,
                     changed: *changed,
                 };
                 self.inodes.insert(inode.changed.ino, inode);
@@ -106,6 +109,7 @@ impl Replay {
                     inode.changed.remote = Some(remote);
                     inode.changed.overwrites = overwrites;
                     inode.changed.write = None;
+                    inode.sent_to = None;
                 }
             }
             Record::Attributes { ino, attr } => self.change(ino, |inode| {
@@ -126,8 +130,10 @@ impl Replay {
                 inode.changed.content_changed(size, time);
             }),
             Record::Sending { ino, write } => {
+                let place = self.places.get(&ino).cloned();
                 if let Some(inode) = self.inodes.get_mut(&ino) {
                     inode.changed.write = Some(write);
+                    inode.sent_to = place;
                     inode.sending = inode.content.as_mut().map(ContentMap::freeze);
                 }
             }
@@ -144,6 +150,32 @@ impl Replay {
                 self.doom(doomed);
             }
         }
+    }
+
+    /// The uploads whose ends are not known: the inode, where it was when its upload was begun, and the mark.
+    pub(crate) fn open_ends(&self) -> Vec<(u64, Placement, WriteId)> {
+        let ends = self.inodes.iter().filter_map(|(ino, inode)| {
+            let write = inode.changed.write.clone()?;
+            Some((*ino, inode.sent_to.clone()?, write))
+        });
+        ends.collect()
+    }
+
+    /// The upload of an inode, of whose end nobody knew, has made this object.
+    pub(crate) fn found(&mut self, ino: u64, object: SentObject) {
+        let Some(inode) = self.inodes.get(&ino) else {
+            return;
+        };
+        let is_in_place = self.places.get(&ino) == inode.sent_to.as_ref();
+        let left = inode.changed.remote.clone();
+        let sent = Record::Sent {
+            ino,
+            overwrites: inode.changed.overwrites.clone().filter(|_| !is_in_place),
+            doomed: left.filter(|left| left.key != object.key),
+            remote: object,
+            settled: false,
+        };
+        self.apply(sent);
     }
 
     fn place(&mut self, ino: u64, parent: u64, name: String, is_directory: bool) {

@@ -85,6 +85,33 @@ async fn a_journal_that_cannot_be_read_makes_the_volume_read_only_and_says_so() 
     );
 }
 
+/// The end of the upload is not on the disk when the host goes down, nor is what was staged: the object has it.
+#[tokio::test]
+async fn what_an_upload_has_sent_is_not_overwritten_by_zeros_when_the_host_goes_down_after_it() {
+    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    for changed_again in [false, true] {
+        let fs = TestFs::with(std::sync::Arc::clone(&bucket), WriteOptions::default()).await;
+        let file = fs.create("a").await.unwrap();
+        file.write_at(0, pattern(1000)).unwrap();
+        file.fsync().await.unwrap();
+        if changed_again {
+            file.write_at(500, b"nobody syncs this").unwrap();
+        }
+        fs.create("b")
+            .await
+            .unwrap()
+            .write_at(0, b"nor this")
+            .unwrap();
+        let fs = fs.after_host_crash(|staged| staged.fill(0)).await;
+        assert!(fs.read("a").await.unwrap() == pattern(1000));
+        fs.drained().await;
+        assert!(fs.object("a").await.unwrap() == pattern(1000));
+        assert_eq!(fs.keys().await, ["a"]);
+        fs.unlink("a").await.unwrap();
+        fs.drained().await;
+    }
+}
+
 /// Closed files reach the bucket with nobody's help.
 #[tokio::test]
 async fn a_closed_file_sets_out_after_the_delay_and_an_open_one_when_it_is_old() {
