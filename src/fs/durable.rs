@@ -13,6 +13,7 @@ use super::inode::{Inode, InodeState, Linked, Remote};
 use super::journal::Left;
 use super::journal::record::{ChangedInode, Record, SentObject};
 use super::journal::replay::{Replay, ReplayedInode};
+use super::staging::StagedContent;
 use super::tree::{ROOT, Tree};
 use crate::store::{Key, ObjectVersion};
 
@@ -232,6 +233,10 @@ impl FileSystem {
         if !state.journaled {
             return;
         }
+        // A crash of the host may still undo what takes the inode away: then it is to be there, and whole.
+        if state.staged.as_ref().is_some_and(StagedContent::is_kept) {
+            self.staging.retire(ino);
+        }
         self.forget_changed(ino, state);
         if let Err(error) = self.journal.append(&Record::Settled { ino }) {
             // Worst comes to worst the next process sends it once more, and finds its own object.
@@ -245,7 +250,26 @@ impl FileSystem {
         state.write = None;
         let now = self.now();
         self.uploader.tell(|queue| queue.settled(ino, now));
-        self.staging.remove(ino);
+        if self.staging.is_retired(ino) {
+            self.uploader.tell(|queue| queue.urgent(ino, now));
+        } else {
+            self.staging.remove(ino);
+        }
+    }
+
+    /// Removes the staging files of inodes that are gone, once the journal on the disk says so too.
+    pub(crate) async fn remove_retired(&self) {
+        let retired = self.staging.take_retired();
+        if retired.is_empty() {
+            return;
+        }
+        if let Err(error) = self.journal.sync().await {
+            tracing::warn!(bucket = %self.bucket.location(), %error, "staging files stay until the next start");
+            return;
+        }
+        for ino in retired {
+            self.staging.remove(ino);
+        }
     }
 
     /// Takes up what an earlier process left behind, then begins a journal with nothing else in it. Returns

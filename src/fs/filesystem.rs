@@ -379,7 +379,12 @@ impl FileSystem {
                 "closed with changes that are not in the bucket yet: they wait in {}",
                 self.settings.staging_dir.display(),
             );
-        } else if let Err(error) = self.journal.remove() {
+            return;
+        }
+        for ino in self.staging.take_retired() {
+            self.staging.remove(ino);
+        }
+        if let Err(error) = self.journal.remove() {
             tracing::warn!(bucket = %self.bucket.location(), %error, "an empty journal stays");
         }
     }

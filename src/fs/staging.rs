@@ -11,6 +11,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::budget::{StagingAccount, StagingBudget};
 use super::extents::{Chunk, Extent, ExtentMap, Source};
 
@@ -19,13 +21,19 @@ use super::extents::{Chunk, Extent, ExtentMap, Source};
 pub(crate) struct Staging {
     directory: PathBuf,
     budget: Arc<StagingBudget>,
+    /// Inodes whose files go when the journal on the disk speaks of them no more.
+    retired: Mutex<Vec<u64>>,
 }
 
 impl Staging {
     /// Makes the directory if it is not there.
     pub(crate) fn open(directory: PathBuf, budget: Arc<StagingBudget>) -> io::Result<Self> {
         std::fs::create_dir_all(&directory).map_err(named(&directory))?;
-        Ok(Self { directory, budget })
+        Ok(Self {
+            directory,
+            budget,
+            retired: Mutex::default(),
+        })
     }
 
     /// Whether `bytes` more may be staged now.
@@ -54,6 +62,7 @@ impl Staging {
             file: Arc::new(file),
             map: ContentMap::new(base_len),
             account: self.budget.account(),
+            is_kept: false,
         })
     }
 
@@ -84,7 +93,29 @@ impl Staging {
         let mut account = self.budget.account();
         account.set(map.extents.end());
         let file = Arc::new(file);
-        Ok((StagedContent { file, map, account }, lost))
+        let staged = StagedContent {
+            file,
+            map,
+            account,
+            is_kept: true,
+        };
+        Ok((staged, lost))
+    }
+
+    /// The inode has nothing staged any more, but the disk has what it had, and its journal says so: the file stays
+    /// until [`Staging::remove`] after a sync of the journal.
+    pub(crate) fn retire(&self, ino: u64) {
+        self.retired.lock().push(ino);
+    }
+
+    /// Those that were retired so far; they are forgotten here.
+    pub(crate) fn take_retired(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.retired.lock())
+    }
+
+    /// Whether the inode is retired.
+    pub(crate) fn is_retired(&self, ino: u64) -> bool {
+        self.retired.lock().contains(&ino)
     }
 
     /// The inode has nothing staged any more. Who still reads the file keeps it.
@@ -224,6 +255,8 @@ pub(crate) struct StagedContent {
     file: Arc<File>,
     map: ContentMap,
     account: StagingAccount,
+    /// Somebody was told that the disk has some of it.
+    is_kept: bool,
 }
 
 impl StagedContent {
@@ -303,7 +336,13 @@ impl StagedContent {
     /// What is there now is not written over any more; returns the file, to be synced.
     pub(crate) fn keep(&mut self) -> Arc<File> {
         self.map.extents.freeze();
+        self.is_kept = true;
         Arc::clone(&self.file)
+    }
+
+    /// Whether somebody was told that the disk has some of it.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_kept
     }
 }
 

@@ -328,7 +328,8 @@ impl FileSystem {
         let is_last = {
             let mut state = inode.state.lock();
             state.opens = state.opens.saturating_sub(1);
-            if state.opens == 0 && state.linked == Linked::No {
+            let is_gone = state.opens == 0 && state.linked == Linked::No;
+            if is_gone && !self.staging.is_retired(inode.ino) {
                 self.staging.remove(inode.ino);
             }
             state.opens == 0

@@ -75,6 +75,7 @@ impl FileSystem {
 
     async fn upload_in_background(self: Arc<Self>, ino: u64, _slot: OwnedSemaphorePermit) {
         let Some(inode) = self.tree.lock().inode_to_send(ino) else {
+            self.remove_retired().await;
             self.uploader.tell(|queue| queue.sent(ino, self.now()));
             return;
         };
@@ -92,6 +93,7 @@ impl FileSystem {
                 self.uploader.tell(|queue| queue.failed(ino, failure, now));
             }
         }
+        self.remove_retired().await;
         self.trim_journal().await;
     }
 }

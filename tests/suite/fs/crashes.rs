@@ -112,6 +112,39 @@ async fn what_an_upload_has_sent_is_not_overwritten_by_zeros_when_the_host_goes_
     }
 }
 
+#[tokio::test]
+async fn with_durability_local_a_file_renamed_over_another_is_one_of_both_when_the_host_goes_down()
+{
+    let write = WriteOptions {
+        durability: Durability::Local,
+        ..WriteOptions::default()
+    };
+    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let fs = TestFs::with(bucket, write).await;
+    for (name, len) in [("a", 1000), ("a.new", 2000)] {
+        let file = fs.create(name).await.unwrap();
+        file.write_at(0, pattern(len)).unwrap();
+        file.fsync().await.unwrap();
+        file.close().await.unwrap();
+    }
+    fs.rename("a.new", "a").await.unwrap();
+    let fs = fs.after_host_crash(|_| {}).await;
+    assert!(fs.read("a").await.unwrap() == pattern(1000));
+    assert!(fs.read("a.new").await.unwrap() == pattern(2000));
+    // Once more, and the disk has heard of it.
+    fs.rename("a.new", "a").await.unwrap();
+    let other = fs.create("b").await.unwrap();
+    other.fsync().await.unwrap();
+    other
+        .write_at(0, b"the journal says how far it was synced")
+        .unwrap();
+    let fs = fs.after_host_crash(|_| {}).await;
+    assert!(fs.read("a").await.unwrap() == pattern(2000));
+    assert_eq!(fs.ls("").await, ["a", "b"]);
+    fs.drained().await;
+    assert_eq!(fs.staged_bytes(), 0);
+}
+
 /// Closed files reach the bucket with nobody's help.
 #[tokio::test]
 async fn a_closed_file_sets_out_after_the_delay_and_an_open_one_when_it_is_old() {
