@@ -370,11 +370,11 @@ impl FileSystem {
     /// log and stays in the journal; whoever opens the volume next goes on with it.
     pub fn close(&self) {
         self.uploader.stop();
-        let status = self.status();
-        if status.dirty_files > 0 {
+        if self.has_pending() {
+            let status = self.status();
             tracing::warn!(
                 bucket = %self.bucket.location(),
-                files = status.dirty_files,
+                changes = status.pending_changes,
                 bytes = status.dirty_bytes,
                 "closed with changes that are not in the bucket yet: they wait in {}",
                 self.settings.staging_dir.display(),

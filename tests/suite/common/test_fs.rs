@@ -143,6 +143,11 @@ impl TestFs {
     /// The volume as the next process finds it when this one has brought all into the bucket and has ended.
     pub(crate) async fn remounted(&self) -> Self {
         self.drained().await;
+        self.reopened().await
+    }
+
+    /// The volume as the next process finds it when this one has ended, whatever it has brought into the bucket.
+    pub(crate) async fn reopened(&self) -> Self {
         self.close();
         let left = tempfile::tempdir().unwrap();
         copy_dir(self.staging.path(), left.path());

@@ -96,6 +96,19 @@ async fn a_directory_that_could_not_be_removed_is_still_there_and_a_file_goes_la
 }
 
 #[tokio::test]
+async fn a_file_whose_removal_the_store_refuses_does_not_come_back_with_the_next_process() {
+    let (fs, faults) = faulty().await;
+    fs.write("a", b"x").await.unwrap();
+    faults.deny_writes(1000);
+    fs.unlink("a").await.unwrap();
+    let fs = fs.reopened().await;
+    assert_eq!(fs.ls("").await, [""; 0]);
+    faults.deny_writes(0);
+    fs.drained().await;
+    assert_eq!(fs.keys().await, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_directory_whose_rename_fails_midway_is_where_it_was_and_nowhere_else() {
     let (fs, faults) = faulty().await;
     for i in 0..20 {
