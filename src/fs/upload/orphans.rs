@@ -52,12 +52,14 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Deletes this version of an object; what another host has put there meanwhile is not ours to delete.
+    /// Deletes this version of an object, which the journal on the disk has to call nameless first; what another host
+    /// has put there meanwhile is not ours to delete.
     pub(crate) async fn delete_version(
         &self,
         key: &Key,
         version: &ObjectVersion,
     ) -> Result<(), FsError> {
+        self.journal.sync().await?;
         let condition = if version.is_any() {
             Precondition::None
         } else {

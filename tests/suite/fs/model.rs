@@ -50,6 +50,9 @@ enum Op {
     StoreUp,
     /// All is brought into the bucket, and the next process goes on.
     Remount,
+    /// All is brought into the bucket, and the host goes down: of the journal's tail and of what was staged its disk has
+    /// nothing.
+    HostCrash,
     /// Another host puts an object where nothing is changed here; it is looked for when the ttl is over.
     OtherHostWrites {
         path: usize,
@@ -77,6 +80,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => prop_oneof![Just(Outage::Denied), Just(Outage::Away)].prop_map(Op::StoreDown),
         2 => Just(Op::StoreUp),
         1 => Just(Op::Remount),
+        1 => Just(Op::HostCrash),
         1 => (path(), 1usize..5000, 1u8..)
             .prop_map(|(path, len, byte)| Op::OtherHostWrites { path, len, byte }),
     ]
@@ -385,6 +389,11 @@ impl Run {
                 self.close_all().await;
                 self.fs = self.fs.remounted().await;
             }
+            Op::HostCrash => {
+                self.close_all().await;
+                self.fs.drained().await;
+                self.fs = self.fs.after_host_crash(|staged| staged.fill(0)).await;
+            }
             Op::OtherHostWrites { path, len, byte } => {
                 let path = PATHS[path];
                 let is_directory = self.model.node(path) == Ok(Node::Directory);
@@ -392,7 +401,8 @@ impl Run {
                     return;
                 }
                 self.close_all().await;
-                self.fs.drained().await;
+                // Whoever crashes before the disk knows of an upload's end cannot tell who has changed its object.
+                self.fs = self.fs.remounted().await;
                 self.fs.put_object(path, &vec![byte; len]).await;
                 self.fs.let_ttl_pass();
                 self.model.files.push(vec![byte; len]);
@@ -504,4 +514,22 @@ proptest! {
     fn it_answers_as_a_file_system_in_memory_does(ops in proptest::collection::vec(op(), 1..50)) {
         run(ops);
     }
+}
+
+/// The disk has heard of the upload, but not of its end nor of the unlink, when the object is deleted.
+#[test]
+fn regression_a_file_whose_object_is_gone_does_not_come_back_when_the_host_goes_down() {
+    let write = Op::Write {
+        handle: 0,
+        offset: 0,
+        len: 1000,
+        byte: 1,
+    };
+    run(vec![
+        Op::Open(0),
+        write,
+        Op::Fsync(0),
+        Op::Unlink(0),
+        Op::HostCrash,
+    ]);
 }
