@@ -283,28 +283,26 @@ impl FileSystem {
                 place(&mut tree, &left.replay, *ino, self.now())?;
             }
         }
-        if left.other_boot {
-            self.look_for_ends(&mut left.replay).await?;
-        }
+        self.look_for_ends(&mut left.replay).await?;
         self.take_up(left)
     }
 
-    /// The host went down: the end of an upload may not have reached its disk, nor the bytes that were sent. What
-    /// was sent is in the object then.
+    /// Uploads may have been done of whose ends the journal knows nothing. Who reads the file would miss the object
+    /// before; and when the host went down, what was sent may be nowhere but in the object.
     async fn look_for_ends(&self, replay: &mut Replay) -> Result<(), FsError> {
         for (ino, place, write) in replay.open_ends() {
             let key = self.tree.lock().child_key(place.parent, &place.name, false);
             let Some(key) = key else { continue };
             let found = self.bucket.head_written(&key).await?;
             if let Some((object, Some(made_by))) = found
-                && made_by == write
+                && made_by.is_of_the_write_of(&write)
             {
                 let object = SentObject {
                     key,
                     size: object.size,
                     version: object.version,
                 };
-                replay.found(ino, object);
+                replay.found(ino, object, made_by == write);
             }
         }
         Ok(())

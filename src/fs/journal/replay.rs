@@ -76,7 +76,7 @@ impl Replay {
                 let inode = ReplayedInode {
                     content: changed.base_len.map(ContentMap::new),
                     sending: None,
-                    sent_to: None,
+                    sent_to: self.places.get(&changed.ino).cloned(),
                     changed: *changed,
                 };
                 self.inodes.insert(inode.changed.ino, inode);
@@ -161,11 +161,15 @@ impl Replay {
         ends.collect()
     }
 
-    /// The upload of an inode, of whose end nobody knew, has made this object.
-    pub(crate) fn found(&mut self, ino: u64, object: SentObject) {
-        let Some(inode) = self.inodes.get(&ino) else {
+    /// An upload of an inode, of whose end nobody knew, has made this object: the last attempt at it, or one before,
+    /// of which it is not known what it sent.
+    pub(crate) fn found(&mut self, ino: u64, object: SentObject, by_the_last: bool) {
+        let Some(inode) = self.inodes.get_mut(&ino) else {
             return;
         };
+        if !by_the_last {
+            inode.sending = None;
+        }
         let is_in_place = self.places.get(&ino) == inode.sent_to.as_ref();
         let left = inode.changed.remote.clone();
         let sent = Record::Sent {

@@ -217,6 +217,26 @@ async fn a_lost_answer_and_an_outage_make_no_conflict_with_ourselves() {
     }
 }
 
+/// The process that has sent it is gone, and the next one has not sent anything yet.
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_upload_was_done_without_an_answer_can_be_read_after_a_crash() {
+    for crashes in 1..=2 {
+        let mut volume = Volume::new().await;
+        volume.change().await;
+        let file = volume.fs.open("changed").await.unwrap();
+        volume.faults.lose_an_answer_and_go(0);
+        assert!(file.fsync().await.is_err());
+        volume.fs.pass(GIVEN_UP).await;
+        volume.faults.end();
+        volume.faults.deny_writes(u32::MAX);
+        for _ in 0..crashes {
+            volume = volume.crash().await;
+        }
+        assert!(volume.fs.read("changed").await.unwrap() == volume.files["changed"]);
+        volume.ends_well().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_lost_twice_in_a_row_make_no_conflict_with_ourselves() {
     for crash in [false, true] {
