@@ -1,12 +1,17 @@
-//! An S3 server for trying things out: buckets are directories below `--root`, on loopback only.
+//! An S3 server for trying things out, on loopback only: buckets are directories below `--root`, or one is
+//! in memory.
 //!
 //! It prints how to reach it as `name=value` lines, the last of them `ready`, and ends at SIGTERM or SIGINT.
-//! Not for data you care about: nothing is fsynced, keys have to be file names, and a directory's own mode
-//! and owner are forgotten.
+//! Not for data you care about. In directories nothing is fsynced, keys have to be file names, and a
+//! directory's own mode and owner are forgotten; in memory there is all that S3 does, until the server ends.
 //!
 //! ```text
 //! cargo run --example s3_server -- --root /tmp/s3 --port 9000 --bucket demo
+//! cargo run --example s3_server -- --memory --port 9000 --bucket demo
 //! ```
+
+#[path = "../tests/suite/common/s3_backend.rs"]
+mod s3_backend;
 
 use std::future::Future;
 use std::io::{self, Write};
@@ -21,7 +26,7 @@ use hyper_util::server::conn::auto::Builder;
 use s3s::access::S3Access;
 use s3s::auth::SimpleAuth;
 use s3s::dto::{CopyObjectInput, CopySource, GetObjectInput, HeadObjectInput};
-use s3s::service::S3ServiceBuilder;
+use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Request, S3Result, s3_error};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,8 +37,11 @@ use uuid::Uuid;
 #[derive(Parser)]
 struct Arguments {
     /// The directory whose subdirectories are the buckets; made if it is missing.
+    #[arg(long, required_unless_present = "memory", conflicts_with = "memory")]
+    root: Option<PathBuf>,
+    /// Keeps the one bucket in memory.
     #[arg(long)]
-    root: PathBuf,
+    memory: bool,
     /// The port of 127.0.0.1; 0 takes any free one.
     #[arg(long, default_value_t = 0)]
     port: u16,
@@ -51,17 +59,10 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    for bucket in &arguments.bucket {
-        anyhow::ensure!(
-            !bucket.is_empty() && !bucket.starts_with('.') && !bucket.contains('/'),
-            "bucket {bucket:?}: not a bucket's name"
-        );
-        let directory = arguments.root.join(bucket);
-        std::fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
-    }
-    std::fs::create_dir_all(&arguments.root)
-        .with_context(|| format!("{}", arguments.root.display()))?;
-
+    let mut service = match &arguments.root {
+        Some(root) => directories(root, &arguments.bucket)?,
+        None => memory(&arguments.bucket)?,
+    };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, arguments.port))
         .await
         .with_context(|| format!("127.0.0.1:{}", arguments.port))?;
@@ -85,23 +86,42 @@ async fn main() -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    serve(listener, &arguments.root, auth, stop).await?;
+    service.set_auth(auth);
+    serve(listener, service.build(), stop).await?;
     Ok(())
 }
 
-/// Serves the directories below `root` as buckets until `stop` completes, then drops what is in hand.
+/// The directories below `root` as buckets.
+fn directories(root: &Path, buckets: &[String]) -> anyhow::Result<S3ServiceBuilder> {
+    for bucket in buckets {
+        anyhow::ensure!(
+            !bucket.is_empty() && !bucket.starts_with('.') && !bucket.contains('/'),
+            "bucket {bucket:?}: not a bucket's name"
+        );
+        let directory = root.join(bucket);
+        std::fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
+    }
+    std::fs::create_dir_all(root).with_context(|| format!("{}", root.display()))?;
+    let files = s3s_fs::FileSystem::new(root).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let mut service = S3ServiceBuilder::new(files);
+    service.set_access(WithoutMarkers);
+    Ok(service)
+}
+
+/// One bucket that ends with the process.
+fn memory(buckets: &[String]) -> anyhow::Result<S3ServiceBuilder> {
+    let [bucket] = buckets else {
+        anyhow::bail!("--memory serves one --bucket, not {}", buckets.len());
+    };
+    Ok(S3ServiceBuilder::new(s3_backend::Backend::new(bucket)))
+}
+
+/// Serves until `stop` completes, then drops what is in hand.
 async fn serve(
     listener: TcpListener,
-    root: &Path,
-    auth: SimpleAuth,
+    service: S3Service,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let files = s3s_fs::FileSystem::new(root).map_err(|e| io::Error::other(format!("{e:?}")))?;
-    let mut service = S3ServiceBuilder::new(files);
-    service.set_auth(auth);
-    service.set_access(WithoutMarkers);
-    let service = service.build();
-
     let mut connections = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
     loop {

@@ -146,6 +146,41 @@ fn encode(key: &Key) -> String {
         .replace("%20", "+")
 }
 
+fn max_keys(asked: Option<i32>) -> usize {
+    usize::try_from(asked.unwrap_or(1000)).unwrap_or(0)
+}
+
+/// A page as S3 says it: objects, and what they were folded into.
+fn listed(entries: Vec<ListEntry>, encoded: bool) -> (Vec<Object>, Vec<CommonPrefix>) {
+    let spell = |key: &Key| match encoded {
+        true => encode(key),
+        false => key.as_str().to_owned(),
+    };
+    let (mut contents, mut prefixes) = (Vec::new(), Vec::new());
+    for entry in entries {
+        match entry {
+            ListEntry::Prefix(key) => {
+                prefixes.push(CommonPrefix {
+                    prefix: Some(spell(&key)),
+                });
+            }
+            ListEntry::Object {
+                key,
+                size,
+                version,
+                modified,
+            } => contents.push(Object {
+                key: Some(spell(&key)),
+                size: i64::try_from(size).ok(),
+                e_tag: tag(&version.0),
+                last_modified: time(modified),
+                ..Object::default()
+            }),
+        }
+    }
+    (contents, prefixes)
+}
+
 #[async_trait::async_trait]
 impl S3 for Backend {
     async fn head_object(
@@ -160,7 +195,7 @@ impl S3 for Backend {
             .map_err(refuse)?;
         let mut output = HeadObjectOutput::default();
         describe!(output, object);
-        output.content_length = Some(i64::try_from(object.size).unwrap());
+        output.content_length = i64::try_from(object.size).ok();
         Ok(S3Response::new(output))
     }
 
@@ -188,7 +223,7 @@ impl S3 for Backend {
             .map_err(refuse)?;
         let mut output = GetObjectOutput::default();
         describe!(output, object);
-        output.content_length = Some(i64::try_from(range.end - range.start).unwrap());
+        output.content_length = i64::try_from(range.end - range.start).ok();
         output.content_range = input
             .range
             .map(|_| format!("bytes {}-{}/{}", range.start, range.end - 1, object.size));
@@ -247,6 +282,40 @@ impl S3 for Backend {
         Ok(S3Response::new(DeleteObjectsOutput::default()))
     }
 
+    async fn head_bucket(
+        &self,
+        request: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.check(&request.input.bucket)?;
+        Ok(S3Response::new(HeadBucketOutput::default()))
+    }
+
+    async fn list_objects(
+        &self,
+        request: S3Request<ListObjectsInput>,
+    ) -> S3Result<S3Response<ListObjectsOutput>> {
+        let input = request.input;
+        self.check(&input.bucket)?;
+        // A marker may be any key; a continuation is one as well.
+        let page = ListRequest {
+            prefix: Key::new(input.prefix.clone().unwrap_or_default()),
+            delimiter: input.delimiter.is_some(),
+            max_keys: max_keys(input.max_keys),
+            continuation: input.marker.clone().filter(|marker| !marker.is_empty()),
+        };
+        let page = self.store.list(&page).await.map_err(refuse)?;
+        let (contents, prefixes) = listed(page.entries, input.encoding_type.is_some());
+        Ok(S3Response::new(ListObjectsOutput {
+            is_truncated: Some(page.continuation.is_some()),
+            next_marker: page.continuation,
+            contents: Some(contents),
+            common_prefixes: Some(prefixes),
+            encoding_type: input.encoding_type,
+            name: Some(input.bucket),
+            ..ListObjectsOutput::default()
+        }))
+    }
+
     async fn list_objects_v2(
         &self,
         request: S3Request<ListObjectsV2Input>,
@@ -256,37 +325,11 @@ impl S3 for Backend {
         let page = ListRequest {
             prefix: Key::new(input.prefix.clone().unwrap_or_default()),
             delimiter: input.delimiter.is_some(),
-            max_keys: usize::try_from(input.max_keys.unwrap_or(1000)).unwrap(),
+            max_keys: max_keys(input.max_keys),
             continuation: input.continuation_token.clone(),
         };
         let page = self.store.list(&page).await.map_err(refuse)?;
-        let encoded = input.encoding_type.is_some();
-        let spell = |key: &Key| match encoded {
-            true => encode(key),
-            false => key.as_str().to_owned(),
-        };
-        let (mut contents, mut prefixes) = (Vec::new(), Vec::new());
-        for entry in page.entries {
-            match entry {
-                ListEntry::Prefix(key) => {
-                    prefixes.push(CommonPrefix {
-                        prefix: Some(spell(&key)),
-                    });
-                }
-                ListEntry::Object {
-                    key,
-                    size,
-                    version,
-                    modified,
-                } => contents.push(Object {
-                    key: Some(spell(&key)),
-                    size: i64::try_from(size).ok(),
-                    e_tag: tag(&version.0),
-                    last_modified: time(modified),
-                    ..Object::default()
-                }),
-            }
-        }
+        let (contents, prefixes) = listed(page.entries, input.encoding_type.is_some());
         Ok(S3Response::new(ListObjectsV2Output {
             is_truncated: Some(page.continuation.is_some()),
             next_continuation_token: page.continuation,
