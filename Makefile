@@ -1,6 +1,6 @@
 # The words people and CI use; what each does is in scripts/ and docs/DEVELOPMENT.md.
 
-.PHONY: help demo demo-check test test-long fmt lint doc deny garage pre-pr
+.PHONY: help demo demo-check test test-long fmt lint doc deny garage bench pre-pr
 
 help:
 	@echo 'make demo       a bucket as a Docker volume, from nothing, on this machine'
@@ -10,6 +10,7 @@ help:
 	@echo 'make fmt        formats the sources'
 	@echo 'make doc        the API documentation; a warning is an error'
 	@echo 'make deny       licences and advisories of the dependencies (needs cargo-deny)'
+	@echo 'make bench      how it writes, beside rclone and s3fs; writes docs/BENCH.md (15 minutes)'
 	@echo 'make pre-pr     lint, doc, deny and test'
 	@echo 'cargo test      the tests that need no root, no Docker and no network'
 
@@ -43,5 +44,8 @@ deny:
 
 garage:
 	@bash scripts/garage.sh
+
+bench:
+	@bash scripts/bench.sh
 
 pre-pr: lint doc deny test

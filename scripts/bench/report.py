@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""docs/BENCH.md out of what scripts/bench.sh measured: report.py DIR."""
+
+import json
+import sys
+
+from measure import LIMIT
+
+PROGRAMS = ["bucketvol", "rclone", "s3fs"]
+
+# Whose fsync comes back before the store has anything: its answer is no measure of one that does not.
+WITHOUT_FSYNC = "rclone"
+
+# workload, what is asked, of which instant, amount (None: plain seconds), unit
+ROWS = [
+    ("large", "1 GiB in order, closed: until the bucket has it", "stored", 1024, "MiB/s"),
+    ("large", "the same: until close has returned", "answered", 1024, "MiB/s"),
+    ("small", "500 files of 4 KiB: until the last close has returned", "answered", 500, "files/s"),
+    ("small", "the same: until the bucket has them all", "stored", 500, "files/s"),
+    ("replace", "100 x (write a file, rename it over another): until answered", "answered", None, "s"),
+    ("replace", "the same: until the bucket has the last one", "stored", None, "s"),
+    ("rename", "`mv` of a directory of 10 000 objects: until it has returned", "answered", None, "s"),
+    ("rename", "the same: until the bucket has them all under the new name", "stored", None, "s"),
+    ("patch", "10 x 4 KiB into an object of 1 GiB, fsync, close: until answered (ratio: s3fs)", "answered", None, "s"),
+    ("patch", "the same: until the bucket has them", "stored", None, "s"),
+]
+
+REQUESTS = [
+    ("large", "1 GiB in order"),
+    ("small", "500 files of 4 KiB"),
+    ("replace", "100 x (write a file, rename it over another)"),
+    ("rename", "`mv` of a directory of 10 000 objects"),
+    ("patch", "10 x 4 KiB into an object of 1 GiB, fsync"),
+    ("untar", "`tar -x` of 300 files in 40 directories, 5 MB"),
+    ("clone", "`git clone` of the same, one commit"),
+    ("sqlite", "200 inserts into SQLite, a transaction each (`journal_mode=DELETE`)"),
+    ("append", "a line a second for 20 s: open, append, close"),
+    ("idle", "nothing, for 10 s"),
+]
+
+HEAD = """\
+# How it writes, measured
+
+Written by `make bench` (`scripts/bench.sh`): `bucketvol mount`, rclone and s3fs on one S3 server through one proxy
+(`examples/far_away.rs`) that puts the store 15 ms away, 7.5 ms in each direction, and carries 90 MB/s for each
+connection and direction. It measures and asserts nothing.
+
+Each measurement has a server with an empty bucket, a mount and a cache directory of its own. The programs take turns,
+{rounds} rounds; the first table shows the best of them. Whether the bucket has something is asked the server directly,
+past the proxy, every 50 ms. A program gets {limit} s to answer and the bucket as long to follow; what took longer is
+not repeated.
+
+The server is `examples/s3_server.rs --memory`: it verifies signatures and conditions, keeps everything in memory, and
+spends a third of the processor time that garage does on the same bytes (`SERVER=garage make bench` measures there; it
+passes over `If-Match`, so that bucketvol looks with a HEAD before it overwrites). What it takes to put together an
+upload of 1 GiB, half a second on the machine below, is in everybody's figures. Server, proxy and what is measured share
+the machine, and {cores} processors is what they share.
+
+What an answer promises differs. bucketvol has written down on this host what it answers, and waits for the bucket at
+fsync; s3fs waits at close already; rclone does not wait for it, at fsync neither, and is left out of that ratio.
+"""
+
+
+def main():
+    work = sys.argv[1]
+    with open(f"{work}/measured") as lines:
+        measured = [json.loads(line) for line in lines]
+    rounds = max((m["round"] for m in measured), default=0)
+    with open(f"{work}/machine") as lines:
+        machine = lines.readlines()
+    cores = machine[0].split(",")[0].removesuffix(" cores")
+    print(HEAD.format(rounds=rounds, limit=LIMIT, cores=cores))
+    print("The machine:\n")
+    print("".join(f"- {line}" for line in machine))
+    print("The command lines, with everything else as each program has it by default:\n\n```")
+    with open(f"{work}/commands") as lines:
+        print(f"{lines.read().rstrip()}\n```\n")
+    compare(measured)
+    processor_time(measured)
+    count_requests(measured)
+
+
+def compare(measured):
+    """The table of ratios, then every round."""
+    print("## Beside the others\n")
+    print("The ratio says how many times as fast bucketvol is as the better of the other two.\n")
+    print("| | unit | bucketvol | rclone | s3fs | ratio |\n|---|---|--:|--:|--:|--:|")
+    every = []
+    for workload, words, instant, amount, unit in ROWS:
+        best, cells, all_cells = {}, [], []
+        for program in PROGRAMS:
+            results = results_of(measured, workload, program)
+            seconds = [r[instant] for r in results if instant in r]
+            if seconds:
+                best[program] = min(seconds)
+                cells.append(figure(best[program], amount))
+                all_cells.append(", ".join(figure(s, amount) for s in seconds))
+            else:
+                cells.append(excuse(results))
+                all_cells.append(cells[-1])
+        rivals = [p for p in PROGRAMS[1:] if (workload, instant, p) != ("patch", "answered", WITHOUT_FSYNC)]
+        print(f"| {words} | {unit} | {' | '.join(cells)} | {ratio(best, measured, workload, rivals)} |")
+        every.append(f"| {words} | {unit} | {' | '.join(all_cells)} |")
+    print("\nEvery round, in order:\n\n| | unit | bucketvol | rclone | s3fs |\n|---|---|--:|--:|--:|")
+    print("\n".join(every), end="\n\n")
+    remarks = [
+        f"- {m['workload']}, {m['program']}, round {m['round']}: {remark}"
+        for m in measured
+        for remark in remarks_on(m["result"])
+    ]
+    if remarks:
+        print("\n".join(remarks), end="\n\n")
+
+
+def remarks_on(result):
+    if "failed" in result:
+        yield f"failed: {result['failed']}"
+    if "left" in result:
+        yield f"5 s later the bucket still has what should be gone: {', '.join(result['left'])}"
+
+
+def processor_time(measured):
+    print("Processor seconds from the start until the bucket has it all, the first round: the program itself, the")
+    print("server, the proxy.\n")
+    print("| workload | bucketvol | rclone | s3fs |\n|---|--:|--:|--:|")
+    for workload, words in REQUESTS[:5]:
+        cells = []
+        for program in PROGRAMS:
+            results = results_of(measured, workload, program)
+            spent = results[0].get("spent") if results else None
+            cells.append(" + ".join(f"{s:.1f}" for s in spent.values()) if spent else excuse(results))
+        print(f"| {words} | {' | '.join(cells)} |")
+    print()
+
+
+def results_of(measured, workload, program):
+    return [m["result"] for m in measured if (m["workload"], m["program"]) == (workload, program)]
+
+
+def figure(seconds, amount):
+    number = seconds if amount is None else amount / seconds
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def excuse(results):
+    """Why there is no figure."""
+    if not results:
+        return "not run"
+    if "failed" in results[0]:
+        return "failed"
+    if "over" in results[0]:
+        return f">{results[0]['over']} s"
+    return "not within the time"
+
+
+def ratio(best, measured, workload, rivals):
+    """Against the better of the others; against the limit where neither made it."""
+    others = [best[program] for program in rivals if program in best]
+    if "bucketvol" not in best:
+        return "-"
+    if others:
+        return f"{min(others) / best['bucketvol']:.2g}"
+    limits = [r["over"] for p in rivals for r in results_of(measured, workload, p) if "over" in r]
+    return f">{min(limits) / best['bucketvol']:.2g}" if limits else "-"
+
+
+def count_requests(measured):
+    print("## What bucketvol asks of the store\n")
+    print("Requests by verb from the start of the workload until all of it is in the bucket, in the first round; every")
+    print("attempt counts. The mount has been listed before. One PUT of each mount that writes tries out whether the")
+    print("store checks conditions.\n")
+    print("| workload | seconds | requests | by verb |\n|---|--:|--:|---|")
+    for workload, words in REQUESTS:
+        results = results_of(measured, workload, "bucketvol")
+        first = results[0] if results else {}
+        if "requests" in first:
+            requests = first["requests"]
+            verbs = ", ".join(f"{verb} {count}" for verb, count in requests.items()) or "-"
+            print(f"| {words} | {figure(first['answered'], None)} | {sum(requests.values())} | {verbs} |")
+        else:
+            print(f"| {words} | {excuse(results)} | - | - |")
+
+
+if __name__ == "__main__":
+    main()
