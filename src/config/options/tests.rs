@@ -60,7 +60,18 @@ fn nothing_but_a_bucket_gives_the_documented_defaults() {
     assert!(options.check && !options.read_only && !options.allow_overlap);
     assert!(options.endpoint.tls_verify && !options.endpoint.path_style);
     assert_eq!(options.credentials, CredentialSource::Default);
+    assert_eq!(
+        options.write,
+        WriteOptions {
+            durability: Durability::Fsync,
+            upload_delay: Duration::from_millis(100),
+            max_dirty_age: Duration::from_secs(30),
+            conflicts: Conflicts::KeepBoth,
+        }
+    );
     assert_eq!(options.host.cache_memory, 256 << 20);
+    assert_eq!(options.host.staging_limit, 20 << 30);
+    assert_eq!(options.host.min_free, MinFree::Percent(10));
 }
 
 #[test]
@@ -323,6 +334,8 @@ fn a_bad_value_names_key_value_and_what_is_accepted() {
         ("state_dir", "x"),
         ("staging_limit", "1MiB"),
         ("min_free", "100%"),
+        ("min_free", "+5%"),
+        ("min_free", "1.5%"),
         ("ca_cert", ""),
     ] {
         let error = mount(&[(key, value)]).expect_err(key).to_string();

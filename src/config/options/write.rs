@@ -122,9 +122,9 @@ impl FromStr for MinFree {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parsed = match text.strip_suffix('%') {
-            Some(percent) => percent
-                .parse()
-                .ok()
+            Some(percent) => Some(percent)
+                .filter(|percent| percent.bytes().all(|b| b.is_ascii_digit()))
+                .and_then(|percent| percent.parse().ok())
                 .filter(|percent| *percent < 100)
                 .map(Self::Percent),
             None => parse_size(text).map(Self::Bytes),
