@@ -253,10 +253,12 @@ impl Options {
         write.max_dirty_age = draft.max_dirty_age.unwrap_or(write.max_dirty_age);
         write.conflicts = draft.conflicts.unwrap_or(write.conflicts);
         if write.max_dirty_age < write.upload_delay {
-            return refuse(
-                "options upload_delay and max_dirty_age contradict each other: no file waits longer than \
+            return refuse(format!(
+                "options upload_delay ({}) and max_dirty_age ({}) contradict each other: no file waits longer than \
                  max_dirty_age",
-            );
+                format_duration(write.upload_delay),
+                format_duration(write.max_dirty_age),
+            ));
         }
         options.check = check.unwrap_or(options.check);
         options.allow_overlap = overlap.unwrap_or(options.allow_overlap);

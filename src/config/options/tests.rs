@@ -290,7 +290,11 @@ fn a_bad_value_names_key_value_and_what_is_accepted() {
         ("fsync_timeout", "2days", "from 100ms to 1day"),
         ("durability", "none", "close, fsync or local"),
         ("upload_delay", "2days", "up to 1day"),
-        ("upload_delay", "1m", "contradict each other"),
+        (
+            "upload_delay",
+            "1m",
+            "max_dirty_age (30s) contradict each other",
+        ),
         ("max_dirty_age", "99ms", "contradict each other"),
         ("conflicts", "last", "keep-both, fail or overwrite"),
         (
