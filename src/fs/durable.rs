@@ -9,25 +9,41 @@ use std::sync::Arc;
 
 use super::error::FsError;
 use super::filesystem::FileSystem;
-use super::inode::{Inode, InodeState, Linked, Remote};
+use super::inode::{Attempt, Inode, InodeState, Linked, Remote, Unsent};
 use super::journal::Left;
-use super::journal::record::{ChangedInode, Record, SentObject};
+use super::journal::record::{ChangedDirectory, ChangedInode, Record, SentObject};
 use super::journal::replay::{Replay, ReplayedInode};
 use super::staging::StagedContent;
 use super::tree::{ROOT, Tree};
 use crate::store::{Key, ObjectVersion};
 
+mod directory;
+
+pub(crate) use directory::{Copied, Migrated};
+
+/// Objects that lose their name, as the journal has them and as the tree keeps them.
+#[derive(Debug, Default)]
+struct Nameless {
+    doomed: Vec<SentObject>,
+    orphans: Vec<(Key, Arc<Inode>)>,
+}
+
 impl FileSystem {
-    /// Writes down where an inode and the directories above it are. What is going to be changed needs it.
+    /// Writes down where an inode and the directories above it are: those first. What is going to be changed
+    /// needs it.
     pub(crate) fn place_in_journal(&self, tree: &Tree, ino: u64) -> io::Result<()> {
+        let mut places = Vec::new();
         let mut at = ino;
         while at != ROOT {
             let Some((parent, name)) = tree.place_of(at) else {
                 return Ok(());
             };
-            let is_directory = tree.is_directory(at) == Some(true);
-            self.journal.place(at, parent, &name, is_directory)?;
+            places.push((at, parent, name));
             at = parent;
+        }
+        for (ino, parent, name) in places.into_iter().rev() {
+            let is_directory = tree.is_directory(ino) == Some(true);
+            self.journal.place(ino, parent, &name, is_directory)?;
         }
         Ok(())
     }
@@ -42,18 +58,22 @@ impl FileSystem {
         replaced: Option<&Arc<Inode>>,
         (from, to): (&Key, &Key),
     ) -> io::Result<()> {
-        let (mut doomed, mut orphans) = (Vec::new(), Vec::new());
-        let mut overwrites = None;
+        let mut nameless = Nameless::default();
+        let (mut overwrites, mut in_doubt) = (None, None);
         if let Some(replaced) = replaced {
             let state = replaced.state.lock();
+            in_doubt = state.attempt.clone();
             overwrites = state.occupant(to);
             match &state.remote {
                 Some(remote) if remote.key != *to => {
-                    doomed.push(sent(remote));
-                    orphans.push((remote.key.clone(), Arc::clone(replaced)));
+                    nameless.doomed.push(sent(remote));
+                    let orphan = (remote.key.clone(), Arc::clone(replaced));
+                    nameless.orphans.push(orphan);
                 }
                 // Whoever has it open reads it there until it is overwritten.
-                Some(_) if state.opens > 0 => orphans.push((to.clone(), Arc::clone(replaced))),
+                Some(_) if state.opens > 0 => {
+                    nameless.orphans.push((to.clone(), Arc::clone(replaced)));
+                }
                 _ => {}
             }
         }
@@ -61,10 +81,9 @@ impl FileSystem {
         {
             let mut state = inode.state.lock();
             if let Some(version) = state.overwrites.clone() {
-                let left = nameless_object(from, version);
-                orphans.extend(self.orphan_of(tree, &left));
-                doomed.push(left);
+                self.leave_overwritten(tree, from, version, &mut nameless);
             }
+            let doomed = std::mem::take(&mut nameless.doomed);
             let is_known = state.journaled || state.remote.is_some();
             if is_known || replaced.is_some() || !doomed.is_empty() {
                 let renamed = Record::Renamed {
@@ -75,6 +94,7 @@ impl FileSystem {
                     replaced: replaced.map(|replaced| replaced.ino),
                     overwrites: overwrites.clone(),
                     doomed,
+                    in_doubt: in_doubt.clone(),
                 };
                 self.record(inode.ino, &mut state, &renamed)?;
             }
@@ -87,52 +107,88 @@ impl FileSystem {
             tree.note_place(replaced, self.now());
             self.settle(replaced.ino, &mut replaced.state.lock());
         }
-        self.add_orphans(tree, orphans);
+        nameless.orphans.extend(self.doubted(tree, in_doubt));
+        self.add_orphans(tree, nameless.orphans);
         Ok(())
     }
 
-    /// Takes a file's name away, here and in the journal by one record. What it leaves behind in the bucket is
-    /// doomed.
-    pub(crate) fn unlink_file(
+    /// Takes an inode's name away, here and in the journal by one record. What it leaves behind in the bucket, at
+    /// its key and wherever else, is doomed.
+    pub(crate) fn unlink_inode(
         &self,
         tree: &mut Tree,
         inode: &Arc<Inode>,
         (parent, name): (u64, &Arc<str>),
         key: &Key,
     ) -> io::Result<()> {
-        let (mut doomed, mut orphans) = (Vec::new(), Vec::new());
+        let mut nameless = Nameless::default();
+        let in_doubt = inode.state.lock().attempt.clone();
         {
             let mut state = inode.state.lock();
             let at = state.remote.as_ref().map(|remote| remote.key.clone());
             if let Some(remote) = &state.remote {
-                doomed.push(sent(remote));
+                nameless.doomed.push(sent(remote));
             }
             if at.is_some() || state.sending {
-                orphans.push((at.unwrap_or_else(|| key.clone()), Arc::clone(inode)));
+                let at = at.unwrap_or_else(|| key.clone());
+                nameless.orphans.push((at, Arc::clone(inode)));
             }
             if let Some(version) = state.overwrites.take() {
-                let left = nameless_object(key, version);
-                orphans.extend(self.orphan_of(tree, &left));
-                doomed.push(left);
+                self.leave_overwritten(tree, key, version, &mut nameless);
             }
+            let doomed = std::mem::take(&mut nameless.doomed);
             if state.journaled || !doomed.is_empty() {
                 let ino = inode.ino;
-                self.journal.append(&Record::Unlinked { ino, doomed })?;
+                self.journal.append(&Record::Unlinked {
+                    ino,
+                    doomed,
+                    in_doubt: in_doubt.clone(),
+                })?;
             }
         }
         tree.remove(parent, name, self.now());
         tree.note_place(inode, self.now());
         self.settle(inode.ino, &mut inode.state.lock());
-        self.add_orphans(tree, orphans);
+        nameless.orphans.extend(self.doubted(tree, in_doubt));
+        self.add_orphans(tree, nameless.orphans);
         Ok(())
+    }
+
+    /// What an inode was to overwrite at `key` has no name now that it goes elsewhere.
+    fn leave_overwritten(
+        &self,
+        tree: &mut Tree,
+        key: &Key,
+        version: ObjectVersion,
+        nameless: &mut Nameless,
+    ) {
+        let object = SentObject {
+            key: key.clone(),
+            size: 0,
+            version,
+        };
+        nameless.orphans.extend(self.orphan_of(tree, &object));
+        nameless.doomed.push(object);
+    }
+
+    /// What stands for the object that an upload may have made of something that has no name any more.
+    fn doubted(&self, tree: &mut Tree, attempt: Option<Attempt>) -> Option<(Key, Arc<Inode>)> {
+        let attempt = attempt?;
+        let key = attempt.key.clone();
+        let remote = self.written(key.clone(), 0, ObjectVersion::any());
+        let inode = tree.nameless(remote);
+        let mut state = inode.state.lock();
+        state.remote = None;
+        state.attempt = Some(attempt);
+        drop(state);
+        Some((key, inode))
     }
 
     /// What stands for an object without a name, if nobody who has it open does.
     fn orphan_of(&self, tree: &mut Tree, object: &SentObject) -> Option<(Key, Arc<Inode>)> {
-        let has_keeper = tree.orphans_at(&object.key).iter().any(|(_, inode)| {
+        let has_keeper = tree.orphans_at(&object.key).iter().any(|inode| {
             let state = inode.state.lock();
-            let version = state.remote.as_ref().map(|remote| &remote.version);
-            state.opens > 0 && version == Some(&object.version)
+            state.opens > 0 && state.version().as_ref() == Some(&object.version)
         });
         (!has_keeper).then(|| {
             let inode = tree.nameless(self.remote_of(object.clone()));
@@ -153,16 +209,8 @@ impl FileSystem {
         }
     }
 
-    /// A directory has got another tree place.
-    pub(crate) fn record_directory_rename(&self, tree: &Tree, ino: u64) -> io::Result<()> {
-        if self.journal.has_place(ino) {
-            self.place_in_journal(tree, ino)?;
-        }
-        Ok(())
-    }
-
-    /// Writes a change of an inode down; before its first, all of the inode. An inode without a name has
-    /// nothing that must survive.
+    /// Writes a change of a file down; before its first, all of the inode. An inode without a name has nothing
+    /// that must survive.
     pub(crate) fn record(
         &self,
         ino: u64,
@@ -173,12 +221,56 @@ impl FileSystem {
             return Ok(());
         }
         if !state.journaled {
-            for record in snapshot(ino, state) {
-                self.journal.append(&record)?;
-            }
+            self.append_snapshot(ino, state, None)?;
             state.journaled = true;
         }
         self.journal.append(record)
+    }
+
+    /// Appends all that the journal has to know of an inode.
+    fn append_snapshot(
+        &self,
+        ino: u64,
+        state: &InodeState,
+        directory: Option<ChangedDirectory>,
+    ) -> io::Result<()> {
+        snapshot(ino, state, directory)
+            .iter()
+            .try_for_each(|record| self.journal.append(record))
+    }
+
+    /// Appends what is true of the bucket already. Should it not get into the journal, the next process finds it
+    /// out again.
+    pub(crate) fn append_or_warn(&self, record: &Record) {
+        if let Err(error) = self.journal.append(record) {
+            tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
+        }
+    }
+
+    /// Writes something new down: it exists, here and for the next process, when its place is in the journal.
+    pub(crate) fn record_new(
+        &self,
+        tree: &Tree,
+        inode: &Inode,
+        content: &[u8],
+    ) -> Result<(), FsError> {
+        let ino = inode.ino;
+        {
+            let mut state = inode.state.lock();
+            if !content.is_empty() {
+                let staged = self.staged(ino, &mut state)?;
+                let extents = staged.stage(0, content)?;
+                staged.record(&extents);
+            }
+            state.changed(Unsent {
+                content: true,
+                attributes: true,
+                place: false,
+            });
+            self.append_snapshot(ino, &state, tree.changed_directory(ino))?;
+            state.journaled = true;
+        }
+        Ok(self.place_in_journal(tree, ino)?)
     }
 
     /// The inode's object is another, by another request than an upload; the one before is doomed if there is
@@ -205,10 +297,8 @@ impl FileSystem {
     /// not live to see that, the next process.
     pub(crate) fn doom(&self, tree: &mut Tree, key: Key, inode: &Arc<Inode>) {
         let object = inode.state.lock().remote.as_ref().map(sent);
-        if let Some(object) = object
-            && let Err(error) = self.journal.append(&Record::Doomed(object))
-        {
-            tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
+        if let Some(object) = object {
+            self.append_or_warn(&Record::Doomed(object));
         }
         tree.add_orphan(key, Arc::clone(inode));
     }
@@ -218,13 +308,9 @@ impl FileSystem {
         let now = self.now();
         self.tree.lock().remove_orphan(key, inode.ino, now);
         self.uploader.tell(|queue| queue.settled(inode.ino, now));
-        let Some(version) = version else { return };
-        let deleted = Record::Deleted {
-            key: key.clone(),
-            version,
-        };
-        if let Err(error) = self.journal.append(&deleted) {
-            tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
+        if let Some(version) = version {
+            let key = key.clone();
+            self.append_or_warn(&Record::Deleted { key, version });
         }
     }
 
@@ -238,16 +324,13 @@ impl FileSystem {
             self.staging.retire(ino);
         }
         self.forget_changed(ino, state);
-        if let Err(error) = self.journal.append(&Record::Settled { ino }) {
-            // Worst comes to worst the next process sends it once more, and finds its own object.
-            tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
-        }
+        self.append_or_warn(&Record::Settled { ino });
     }
 
     /// The journal has been told that nothing of the inode is left to send.
     pub(crate) fn forget_changed(&self, ino: u64, state: &mut InodeState) {
         state.journaled = false;
-        state.write = None;
+        state.attempt = None;
         let now = self.now();
         self.uploader.tell(|queue| queue.settled(ino, now));
         if self.staging.is_retired(ino) {
@@ -275,34 +358,51 @@ impl FileSystem {
     /// Takes up what an earlier process left behind, then begins a journal with nothing else in it. Returns
     /// the inodes that are to be sent.
     pub(crate) async fn restore(&self, mut left: Left) -> Result<Vec<u64>, FsError> {
-        {
-            let mut tree = self.tree.lock();
-            let inos = left.replay.places.keys().chain(left.replay.inodes.keys());
-            tree.reserve_inos(inos.copied().max());
-            for ino in left.replay.inodes.keys() {
-                place(&mut tree, &left.replay, *ino, self.now())?;
-            }
-        }
+        self.find_places(&mut left.replay)?;
         self.look_for_ends(&mut left.replay).await?;
         self.take_up(left)
+    }
+
+    /// Makes the inodes that an earlier process knew, under their names, and says where the objects of directories
+    /// are.
+    fn find_places(&self, replay: &mut Replay) -> Result<(), FsError> {
+        // What is new has no place before all of it is in the journal.
+        let Replay { inodes, places, .. } = replay;
+        inodes.retain(|ino, _| *ino == ROOT || places.contains_key(ino));
+        let mut tree = self.tree.lock();
+        tree.reserve_inos(replay.places.keys().copied().max());
+        for ino in replay.inodes.keys() {
+            place(&mut tree, replay, *ino, self.now())?;
+        }
+        let directories = replay.inodes.iter().filter_map(|(ino, inode)| {
+            let directory = inode.changed.directory.clone()?;
+            Some((tree.depth(*ino), *ino, directory))
+        });
+        let mut directories: Vec<_> = directories.collect();
+        // Whether a directory is in place depends on those above it.
+        directories.sort_unstable_by_key(|(depth, ..)| *depth);
+        for (_, ino, directory) in directories {
+            tree.set_migration(ino, directory.migration, self.now());
+            tree.set_origin(ino, directory.origin, self.now());
+        }
+        Ok(())
     }
 
     /// Uploads may have been done of whose ends the journal knows nothing. Who reads the file would miss the object
     /// before; and when the host went down, what was sent may be nowhere but in the object.
     async fn look_for_ends(&self, replay: &mut Replay) -> Result<(), FsError> {
-        for (ino, place, write) in replay.open_ends() {
-            let key = self.tree.lock().child_key(place.parent, &place.name, false);
-            let Some(key) = key else { continue };
+        for (ino, Attempt { key, write }) in replay.open_ends() {
             let found = self.bucket.head_written(&key).await?;
             if let Some((object, Some(made_by))) = found
                 && made_by.is_of_the_write_of(&write)
             {
+                let is_in_place = self.tree.lock().key_of(ino).as_ref() == Some(&key);
                 let object = SentObject {
                     key,
                     size: object.size,
                     version: object.version,
                 };
-                replay.found(ino, object, made_by == write);
+                replay.found(ino, object, made_by == write, is_in_place);
             }
         }
         Ok(())
@@ -321,18 +421,16 @@ impl FileSystem {
         let mut tree = self.tree.lock();
         for (ino, replayed) in std::mem::take(&mut replay.inodes) {
             let inode = tree.inode(ino).ok_or(FsError::NoEntry)?;
-            self.place_in_journal(&tree, ino)?;
-            {
-                let mut state = inode.state.lock();
-                self.fill(ino, &mut state, replayed, other_boot)?;
-                for record in snapshot(ino, &state) {
-                    self.journal.append(&record)?;
-                }
-            }
+            self.fill(ino, &mut inode.state.lock(), replayed, other_boot)?;
+        }
+        for ino in &changed {
+            let inode = tree.inode(*ino).ok_or(FsError::NoEntry)?;
+            self.append_snapshot(*ino, &inode.state.lock(), tree.changed_directory(*ino))?;
+            self.place_in_journal(&tree, *ino)?;
             tree.note_place(&inode, self.now());
             let mut state = inode.state.lock();
             if !state.unsent.any() {
-                self.settle(ino, &mut state);
+                self.settle(*ino, &mut state);
             }
         }
         for object in std::mem::take(&mut replay.doomed).into_values() {
@@ -340,6 +438,13 @@ impl FileSystem {
             let inode = tree.nameless(self.remote_of(object));
             self.doom(&mut tree, key, &inode);
             changed.push(inode.ino);
+        }
+        for attempt in std::mem::take(&mut replay.in_doubt).into_values() {
+            self.journal.append(&Record::InDoubt(attempt.clone()))?;
+            if let Some((key, inode)) = self.doubted(&mut tree, Some(attempt)) {
+                changed.push(inode.ino);
+                tree.add_orphan(key, inode);
+            }
         }
         drop(tree);
         self.journal.replace().map_err(io::Error::other)?;
@@ -371,8 +476,11 @@ impl FileSystem {
         state.metadata = changed.metadata;
         state.remote = changed.remote.map(|object| self.remote_of(object));
         state.overwrites = changed.overwrites;
-        state.unsent = changed.unsent;
-        state.write = changed.write;
+        state.unsent = Unsent {
+            place: state.unsent.place,
+            ..changed.unsent
+        };
+        state.attempt = changed.attempt;
         state.journaled = true;
         Ok(())
     }
@@ -397,8 +505,11 @@ impl FileSystem {
         {
             let tree = self.tree.lock();
             for inode in tree.orphans() {
-                if let Some(remote) = &inode.state.lock().remote {
+                let state = inode.state.lock();
+                if let Some(remote) = &state.remote {
                     self.journal.append(&Record::Doomed(sent(remote)))?;
+                } else if let Some(attempt) = state.attempt.clone() {
+                    self.journal.append(&Record::InDoubt(attempt))?;
                 }
             }
         }
@@ -412,12 +523,11 @@ impl FileSystem {
             if is_known {
                 self.place_in_journal(&tree, inode.ino)?;
             }
+            let directory = tree.changed_directory(inode.ino);
             let state = inode.state.lock();
             drop(tree);
             if state.journaled {
-                for record in snapshot(inode.ino, &state) {
-                    self.journal.append(&record)?;
-                }
+                self.append_snapshot(inode.ino, &state, directory)?;
             }
         }
         Ok(())
@@ -449,15 +559,6 @@ fn place(
     Ok(())
 }
 
-/// An object of which only the version matters.
-fn nameless_object(key: &Key, version: ObjectVersion) -> SentObject {
-    SentObject {
-        key: key.clone(),
-        size: 0,
-        version,
-    }
-}
-
 /// An object as the journal has it.
 pub(crate) fn sent(remote: &Remote) -> SentObject {
     SentObject {
@@ -469,7 +570,7 @@ pub(crate) fn sent(remote: &Remote) -> SentObject {
 
 /// All that the journal has to know of an inode: what an upload under way has frozen first, so that its end
 /// means the same.
-fn snapshot(ino: u64, state: &InodeState) -> Vec<Record> {
+fn snapshot(ino: u64, state: &InodeState, directory: Option<ChangedDirectory>) -> Vec<Record> {
     let changed = ChangedInode {
         ino,
         attr: state.attr,
@@ -478,7 +579,8 @@ fn snapshot(ino: u64, state: &InodeState) -> Vec<Record> {
         overwrites: state.overwrites.clone(),
         unsent: state.unsent,
         base_len: state.staged.as_ref().map(|staged| staged.map().base_len()),
-        write: state.write.clone(),
+        attempt: state.attempt.clone(),
+        directory,
     };
     let mut records = vec![Record::Changed(Box::new(changed))];
     let (size, time) = (state.attr.size, state.attr.mtime);
@@ -493,9 +595,9 @@ fn snapshot(ino: u64, state: &InodeState) -> Vec<Record> {
         })
     };
     records.extend(written(true));
-    if let (true, Some(write)) = (state.sending, &state.write) {
-        let write = write.clone();
-        records.push(Record::Sending { ino, write });
+    if let (true, Some(attempt)) = (state.sending, &state.attempt) {
+        let attempt = attempt.clone();
+        records.push(Record::Sending { ino, attempt });
         let cut_to = state.staged.as_ref().and_then(|s| s.map().lowest_size());
         for size in cut_to.into_iter().chain(cut_to.map(|_| size)) {
             records.push(Record::Resized { ino, size, time });
@@ -503,7 +605,9 @@ fn snapshot(ino: u64, state: &InodeState) -> Vec<Record> {
     }
     records.extend(written(false));
     // The times that the records before have changed.
-    let attr = state.attr;
-    records.push(Record::Attributes { ino, attr });
+    if state.staged.is_some() {
+        let attr = state.attr;
+        records.push(Record::Attributes { ino, attr });
+    }
     records
 }

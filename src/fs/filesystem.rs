@@ -19,7 +19,7 @@ use super::budget::StagingBudget;
 use super::cache::{BlockCache, ObjectSource};
 use super::error::FsError;
 use super::handles::Handles;
-use super::inode::{Inode, Linked, Remote, Unsent, UploadFailure};
+use super::inode::{Inode, Remote, Unsent, UploadFailure};
 use super::journal::Journal;
 use super::name::{Name, NameError};
 use super::staging::Staging;
@@ -28,7 +28,7 @@ use super::upload::schedule::{Footprint, Turn, Turnstile};
 use super::upload::uploader::Uploader;
 use crate::clock::Clock;
 use crate::config::options::{Options, Ownership, WriteOptions};
-use crate::store::{Attributes, Bucket, FileKind, Key, Metadata};
+use crate::store::{Attributes, Bucket, FileKind, Key};
 
 /// How long a name or attribute is believed when the user asserts that nobody else writes.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -319,23 +319,32 @@ impl FileSystem {
         let tree = self.tree.lock();
         for inode in tree.inodes() {
             let state = inode.state.lock();
-            if state.unsent.any() && state.linked == Linked::Yes {
+            if state.is_pending() {
                 let bytes = state
                     .staged
                     .as_ref()
                     .map_or(0, |staged| staged.dirty_bytes());
                 status.dirty_files += 1;
                 status.dirty_bytes += bytes;
-                let change = match state.unsent {
-                    Unsent { content: true, .. } => Change::Content,
-                    Unsent { place: true, .. } => Change::Name,
+                let change = match (state.attr.kind, state.unsent) {
+                    (
+                        _,
+                        Unsent {
+                            place: true,
+                            content: false,
+                            ..
+                        },
+                    ) => Change::Name,
+                    (FileKind::Directory, Unsent { place: true, .. }) => Change::Name,
+                    (FileKind::Directory, _) => Change::Attributes,
+                    (_, Unsent { content: true, .. }) => Change::Content,
                     _ => Change::Attributes,
                 };
                 let reason = state.failure.as_ref().map(|f| f.error.to_string());
                 drop(state);
                 status.pending.push(Pending {
                     key: tree
-                        .key_of(inode.ino)
+                        .final_key(inode.ino)
                         .map_or_else(String::new, |key| key.to_string()),
                     change,
                     bytes,
@@ -343,12 +352,14 @@ impl FileSystem {
                 });
             }
         }
-        status.pending.extend(tree.orphan_keys().map(|key| Pending {
-            key: key.to_string(),
-            change: Change::Removal,
-            bytes: 0,
-            reason: None,
-        }));
+        status
+            .pending
+            .extend(tree.unused_orphans().map(|key| Pending {
+                key: key.to_string(),
+                change: Change::Removal,
+                bytes: 0,
+                reason: None,
+            }));
         drop(tree);
         status.pending_changes = status.pending.len() as u64;
         status.pending.sort_unstable();
@@ -359,10 +370,7 @@ impl FileSystem {
     /// Whether anything is to be done that is not in the bucket yet.
     pub fn has_pending(&self) -> bool {
         let tree = self.tree.lock();
-        let is_pending = |inode: &Arc<Inode>| {
-            let state = inode.state.lock();
-            state.unsent.any() && state.linked == Linked::Yes
-        };
+        let is_pending = |inode: &Arc<Inode>| inode.state.lock().is_pending();
         tree.inodes().any(is_pending) || tree.orphans().next().is_some()
     }
 
@@ -391,7 +399,8 @@ impl FileSystem {
 
     /// An upload failed. Whoever has the file open hears of it, once.
     pub(crate) fn note_upload_error(&self, inode: &Inode, error: &FsError) {
-        let key = self.key_of(inode.ino).unwrap_or_else(|_| Key::root());
+        let key = self.tree.lock().final_key(inode.ino);
+        let key = key.unwrap_or_else(Key::root);
         self.note_error(&format!("upload of {:?}", key.as_str()), error);
         if !error.is_transient() {
             let mut state = inode.state.lock();
@@ -539,12 +548,5 @@ impl FileSystem {
             modified: None,
             content: self.settings.cache.new_content(),
         }
-    }
-
-    /// The metadata of something new with these attributes.
-    pub(crate) fn metadata_of(attr: Attr) -> Metadata {
-        let mut metadata = Metadata::default();
-        attr.to_attributes().write_to(&mut metadata);
-        metadata
     }
 }

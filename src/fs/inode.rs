@@ -43,9 +43,10 @@ pub(crate) struct Remote {
 /// What was changed here and is not in the bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unsent {
+    /// A file's bytes; that a directory has a marker.
     pub(crate) content: bool,
     pub(crate) attributes: bool,
-    /// The object is not where the inode's name says.
+    /// The object, or a directory's objects, are not where the inode's name says.
     #[serde(skip)]
     pub(crate) place: bool,
 }
@@ -55,6 +56,13 @@ impl Unsent {
     pub(crate) fn any(self) -> bool {
         self.content || self.attributes || self.place
     }
+}
+
+/// An upload that was begun: where its object goes, and the mark that it carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attempt {
+    pub(crate) key: Key,
+    pub(crate) write: WriteId,
 }
 
 /// An upload that the store refused. Each open file reports it once.
@@ -103,15 +111,11 @@ pub(crate) struct InodeState {
     pub(crate) lineage: u32,
     /// Open file descriptions.
     pub(crate) opens: u32,
-    /// Changes of the bucket under way: listings must not judge the inode meanwhile.
-    pub(crate) busy: u32,
-    /// A directory whose objects are between two places: no name below it changes.
-    pub(crate) moving: bool,
     pub(crate) linked: Linked,
     /// The journal has it as changed.
     pub(crate) journaled: bool,
     /// The mark of the last upload that was begun, until one is known to have ended.
-    pub(crate) write: Option<WriteId>,
+    pub(crate) attempt: Option<Attempt>,
     /// It is under way.
     pub(crate) sending: bool,
     /// The last upload failed so that waiting will not mend it.
@@ -136,64 +140,25 @@ impl Inode {
                 aside: None,
                 lineage: 0,
                 opens: 0,
-                busy: 0,
-                moving: false,
                 linked: Linked::Yes,
                 journaled: false,
-                write: None,
+                attempt: None,
                 sending: false,
                 failure: None,
             }),
         }
     }
-
-    /// While the guard lives, listings leave the inode alone.
-    pub(crate) fn busy(&self) -> Busy<'_> {
-        self.state.lock().busy += 1;
-        Busy(self)
-    }
-}
-
-impl Inode {
-    /// Like [`Inode::busy`], of a directory whose objects are on the way to another place.
-    pub(crate) fn moving(&self) -> Moving<'_> {
-        self.state.lock().moving = true;
-        Moving {
-            inode: self,
-            _busy: self.busy(),
-        }
-    }
-}
-
-/// See [`Inode::moving`].
-#[derive(Debug)]
-pub(crate) struct Moving<'a> {
-    inode: &'a Inode,
-    _busy: Busy<'a>,
-}
-
-impl Drop for Moving<'_> {
-    fn drop(&mut self) {
-        self.inode.state.lock().moving = false;
-    }
-}
-
-/// See [`Inode::busy`].
-#[derive(Debug)]
-pub(crate) struct Busy<'a>(&'a Inode);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.state.lock().busy -= 1;
-    }
 }
 
 impl Inode {
     /// While the guard lives nobody opens the inode or makes anything in it: its name is about to go.
-    /// When the guard goes first, the name stays.
-    pub(crate) fn going(&self) -> Going<'_> {
-        self.state.lock().linked = Linked::Going;
-        Going(self)
+    /// When the guard goes first, the name stays. `None` if somebody else is at it.
+    pub(crate) fn going(&self) -> Option<Going<'_>> {
+        let mut state = self.state.lock();
+        (state.linked == Linked::Yes).then(|| {
+            state.linked = Linked::Going;
+            Going(self)
+        })
     }
 }
 
@@ -226,9 +191,14 @@ pub(crate) struct Frozen {
 }
 
 impl InodeState {
-    /// Whether this host, not the bucket, knows what the inode is.
-    pub(crate) fn is_local(&self) -> bool {
-        self.unsent.any() || self.busy > 0
+    /// Whether something of it is to be sent.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.unsent.any() && self.linked != Linked::No
+    }
+
+    /// The version of its object.
+    pub(crate) fn version(&self) -> Option<ObjectVersion> {
+        self.remote.as_ref().map(|remote| remote.version.clone())
     }
 
     /// The version of what stands at `key`, which the inode's name spells: its own object, or the one that

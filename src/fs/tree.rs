@@ -6,20 +6,21 @@
 //!
 //! No I/O. Lock order: the tree's lock first, then at most one inode's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::attr::Attr;
 use super::error::FsError;
 use super::inode::{Inode, Linked, Remote};
-use super::name::Name;
 use crate::config::options::Ownership;
 use crate::store::{Attributes, FileKind, Key};
 
 mod hidden;
+mod keys;
 mod observe;
 
+pub(crate) use keys::{Origin, prefixes};
 pub(crate) use observe::{Observed, ObservedObject};
 
 /// The root's number, by the kernel's rule.
@@ -46,13 +47,20 @@ pub(crate) struct Tree {
     next_ino: u64,
     sequence: u64,
     ownership: Ownership,
-    /// Open inodes without a name, by the key at which their object still is.
-    orphans: HashMap<Key, Vec<Arc<Inode>>>,
-    /// Keys whose objects are not to be seen, and how many say so: they wait for a last close, or a rename
-    /// under way has copied them there.
-    hidden: HashMap<Key, usize>,
-    /// Inodes whose objects are not where their names say, by the keys where they still are.
+    /// Inodes without a name, by the key at which their object still is; and those keys by the inodes' numbers.
+    orphans: BTreeMap<Key, Vec<Arc<Inode>>>,
+    orphan_keys: HashMap<u64, Key>,
+    /// Keys whose objects are not to be seen, and how many say so: they wait for a last close, or for a rename to
+    /// be followed. A directory's key hides whatever would be listed under its name.
+    hidden: BTreeMap<Key, usize>,
+    /// Directories that are gone, but for hidden objects below them.
+    ghosts: BTreeSet<Key>,
+    /// Files whose objects are not where their names say, by the keys where they still are.
     moved: BTreeMap<Key, u64>,
+    /// Directories whose objects are not where their names say, by the keys below which they still are.
+    origins: BTreeMap<Key, u64>,
+    /// Directories whose objects are being copied, by the keys below which the copies are.
+    migrations: BTreeMap<Key, u64>,
 }
 
 #[derive(Debug)]
@@ -76,6 +84,9 @@ struct Directory {
     removed: HashMap<Arc<str>, Tombstone>,
     /// When the last whole listing began: names that are not here are not there.
     listed: Option<Duration>,
+    origin: Origin,
+    /// Its objects are being copied below this key, or were when an earlier process ended.
+    migration: Option<Key>,
 }
 
 impl Directory {
@@ -167,9 +178,13 @@ impl Tree {
             next_ino: ROOT + 1,
             sequence: 0,
             ownership,
-            orphans: HashMap::new(),
-            hidden: HashMap::new(),
+            orphans: BTreeMap::new(),
+            orphan_keys: HashMap::new(),
+            hidden: BTreeMap::new(),
+            ghosts: BTreeSet::new(),
             moved: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            migrations: BTreeMap::new(),
         }
     }
 
@@ -197,26 +212,6 @@ impl Tree {
         }
     }
 
-    /// The key that the inode's name spells now; a directory's with its slash. `None` if it has no name.
-    pub(crate) fn key_of(&self, ino: u64) -> Option<Key> {
-        let mut segments = Vec::new();
-        let mut at = ino;
-        while at != ROOT {
-            let place = self.nodes.get(&at)?.place.as_ref()?;
-            segments.push(Name::parse(place.name.as_bytes()).ok()?.segment);
-            at = place.parent;
-        }
-        let mut key = String::new();
-        for segment in segments.iter().rev() {
-            key.push_str(segment);
-            key.push('/');
-        }
-        if ino != ROOT && !self.is_directory(ino)? {
-            key.pop();
-        }
-        Some(Key::new(key))
-    }
-
     /// The directory and name that an inode is found under.
     pub(crate) fn place_of(&self, ino: u64) -> Option<(u64, Arc<str>)> {
         let place = self.nodes.get(&ino)?.place.as_ref()?;
@@ -226,14 +221,6 @@ impl Tree {
     /// What a name stands for here.
     pub(crate) fn child(&self, parent: u64, name: &str) -> Option<u64> {
         Some(self.directory(parent)?.children.get(name)?.ino)
-    }
-
-    /// The key of an inode that has to have this name still.
-    pub(crate) fn key_of_name(&self, parent: u64, name: &str, ino: u64) -> Result<Key, FsError> {
-        if self.child(parent, name) != Some(ino) {
-            return Err(FsError::Stale);
-        }
-        self.key_of(ino).ok_or(FsError::NoEntry)
     }
 
     /// Fails unless the inode is a directory that is there to stay.
@@ -259,7 +246,7 @@ impl Tree {
         {
             let (local, resolved) = {
                 let state = inode.state.lock();
-                (state.is_local(), state.resolved)
+                (state.unsent.any(), state.resolved)
             };
             return if resolved && (local || dentry.confirmed.is_some_and(believed)) {
                 Known::Fresh(inode)
@@ -274,17 +261,35 @@ impl Tree {
         if is_removed || self.is_hidden(parent, name, true) || parent == ROOT && name == RESERVED {
             return Known::Absent;
         }
-        match directory.listed {
-            Some(listed) if believed(listed) => Known::Absent,
-            _ => Known::Unknown,
+        if self.is_listed(parent, now, ttl) {
+            Known::Absent
+        } else {
+            Known::Unknown
         }
     }
 
-    /// Whether the last whole listing of the directory is still believed.
+    /// Whether all names of the directory are known: its last whole listing is still believed, or the bucket knows
+    /// nothing of it.
     pub(crate) fn is_listed(&self, ino: u64, now: Duration, ttl: Duration) -> bool {
-        self.directory(ino)
-            .and_then(|d| d.listed)
-            .is_some_and(|listed| now.saturating_sub(listed) < ttl)
+        let Some(directory) = self.directory(ino) else {
+            return false;
+        };
+        let believed = |listed| now.saturating_sub(listed) < ttl;
+        directory.origin == Origin::Nowhere || directory.listed.is_some_and(believed)
+    }
+
+    /// Whether the directory has an entry that is known here.
+    pub(crate) fn has_children(&self, ino: u64) -> bool {
+        self.directory(ino).is_some_and(|d| !d.children.is_empty())
+    }
+
+    /// Whether a directory of which the bucket has no entry can go now. A copy of its objects that has begun is to be
+    /// finished first: nobody would find what it has copied.
+    pub(crate) fn can_be_removed(&self, ino: u64) -> Result<bool, FsError> {
+        if self.has_children(ino) {
+            return Err(FsError::NotEmpty);
+        }
+        Ok(self.migration(ino).is_none())
     }
 
     /// The directory's entries, in order.
@@ -323,14 +328,13 @@ impl Tree {
         parent: u64,
         name: &Arc<str>,
         attr: Attr,
-        remote: Option<Remote>,
         now: Duration,
     ) -> Arc<Inode> {
-        let inode = self.new_inode(attr, true, remote);
+        let inode = self.new_inode(attr, true, None);
         let is_directory = attr.kind == FileKind::Directory;
         self.link(parent, name, &inode, is_directory, now);
-        if is_directory && let Some(directory) = self.directory_mut(inode.ino) {
-            // We made it: it is empty.
+        if let Some(directory) = self.directory_mut(inode.ino) {
+            directory.origin = Origin::Nowhere;
             directory.listed = Some(now);
         }
         inode
@@ -355,27 +359,15 @@ impl Tree {
         } else {
             FileKind::File
         };
-        let attr = Attr::of_object(
-            kind,
-            0,
-            SystemTime::UNIX_EPOCH,
-            &Attributes::default(),
-            &self.ownership,
-        );
-        let inode = Arc::new(Inode::new(ino, attr, false, None));
+        let inode = Arc::new(Inode::new(ino, self.unknown_attr(kind), false, None));
         self.link(parent, name, &inode, is_directory, now);
         self.distrust(ino);
     }
 
     /// An inode without a name, of an object that is still there.
     pub(crate) fn nameless(&mut self, remote: Remote) -> Arc<Inode> {
-        let attr = Attr::of_object(
-            FileKind::File,
-            remote.size,
-            SystemTime::UNIX_EPOCH,
-            &Attributes::default(),
-            &self.ownership,
-        );
+        let mut attr = self.unknown_attr(FileKind::File);
+        attr.size = remote.size;
         let inode = self.new_inode(attr, true, Some(remote));
         inode.state.lock().linked = Linked::No;
         inode
@@ -439,7 +431,36 @@ impl Tree {
             parent: new_parent,
             name: Arc::clone(new_name),
         });
+        if let Some(key) = self
+            .destination(ino)
+            .filter(|_| self.directory(ino).is_some())
+        {
+            self.lay_ghost(&key);
+        }
         Some(())
+    }
+
+    /// Lets two inodes change places.
+    pub(crate) fn exchange(&mut self, one: u64, other: u64, now: Duration) {
+        let (Some(a), Some(b)) = (self.place_of(one), self.place_of(other)) else {
+            return;
+        };
+        self.sequence += 1;
+        let sequence = self.sequence;
+        for (ino, (parent, name)) in [(one, b), (other, a)] {
+            let dentry = Dentry {
+                ino,
+                changed: sequence,
+                seen: sequence,
+                confirmed: Some(now),
+            };
+            if let Some(directory) = self.directory_mut(parent) {
+                directory.children.insert(Arc::clone(&name), dentry);
+            }
+            if let Some(node) = self.nodes.get_mut(&ino) {
+                node.place = Some(Place { parent, name });
+            }
+        }
     }
 
     /// A change made here has reached the bucket: what was asked before says nothing about it.
@@ -532,15 +553,10 @@ impl Tree {
         self.nodes.get_mut(&ino)?.directory.as_deref_mut()
     }
 
-    /// The key that a name of a directory spells.
-    pub(crate) fn child_key(&self, parent: u64, name: &str, is_directory: bool) -> Option<Key> {
-        let parent = self.key_of(parent)?;
-        let segment = Name::parse(name.as_bytes()).ok()?.segment;
-        Some(if is_directory {
-            parent.join_dir(&segment)
-        } else {
-            parent.join_file(&segment)
-        })
+    /// The attributes of something of which nobody has asked more than its kind.
+    fn unknown_attr(&self, kind: FileKind) -> Attr {
+        let said = Attributes::default();
+        Attr::of_object(kind, 0, SystemTime::UNIX_EPOCH, &said, &self.ownership)
     }
 
     fn new_inode(&mut self, attr: Attr, resolved: bool, remote: Option<Remote>) -> Arc<Inode> {
@@ -584,6 +600,9 @@ impl Tree {
                 directory: is_directory.then(Box::default),
             },
         );
+        if let Some(key) = self.key_of(inode.ino).filter(|_| is_directory) {
+            self.lay_ghost(&key);
+        }
     }
 
     /// Takes an inode, and all below it, out of the names. It lives on while somebody needs it.
@@ -598,6 +617,18 @@ impl Tree {
                 directory.children.clear();
             }
             node.inode.state.lock().linked = Linked::No;
+            if let Some(Origin::Elsewhere(key)) = node
+                .directory
+                .as_deref_mut()
+                .map(|d| std::mem::take(&mut d.origin))
+            {
+                self.origins.remove(&key);
+                self.unhide(&key);
+                self.leave_ghost(&key);
+            }
+            let Some(node) = self.nodes.get_mut(&ino) else {
+                continue;
+            };
             if let Some(place) = node.place.take()
                 && let Some(directory) = self.directory_mut(place.parent)
                 && directory
@@ -621,7 +652,7 @@ impl Tree {
         };
         let in_use = {
             let state = node.inode.state.lock();
-            state.opens > 0 || (node.place.is_some() && state.is_local())
+            state.opens > 0 || (node.place.is_some() && state.unsent.any())
         };
         let has_children = node
             .directory
@@ -682,7 +713,7 @@ mod tests {
         let (mut tree, cache) = (tree(), BlockCache::new(1 << 20));
         let name: Arc<str> = "a".into();
         let asked = tree.begin_question();
-        tree.insert(ROOT, &name, attr(FileKind::File), None, TTL);
+        tree.insert(ROOT, &name, attr(FileKind::File), TTL);
         tree.remove(ROOT, &name, TTL);
         assert!(
             tree.observe(ROOT, &name, &object("1"), asked, TTL, &cache)
@@ -724,7 +755,7 @@ mod tests {
         let mut tree = tree();
         for i in 0..20 * u32::try_from(TOMBSTONES_MAX).unwrap() {
             let (name, now): (Arc<str>, _) = (format!("tmp{i}").into(), TTL * i);
-            tree.insert(ROOT, &name, attr(FileKind::File), None, now);
+            tree.insert(ROOT, &name, attr(FileKind::File), now);
             tree.remove(ROOT, &name, now);
         }
         assert!(tree.directory(ROOT).unwrap().removed.len() <= TOMBSTONES_MAX);
@@ -743,7 +774,7 @@ mod tests {
         let asked = tree.begin_question();
         tree.observe(ROOT, &names[1], &object("1"), asked, TTL, &cache)
             .unwrap();
-        tree.insert(ROOT, &names[2], attr(FileKind::File), None, TTL);
+        tree.insert(ROOT, &names[2], attr(FileKind::File), TTL);
         tree.finish_listing(ROOT, asked, TTL, TTL);
         let left: Vec<String> = tree
             .children(ROOT)

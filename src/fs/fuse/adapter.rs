@@ -277,6 +277,7 @@ impl Filesystem for FuseAdapter {
         let mode = match flags {
             f if f.is_empty() => RenameMode::Replace,
             f if f == RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            f if f == RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
         let (fs, name, newname) = (Arc::clone(&self.fs), name.to_owned(), newname.to_owned());

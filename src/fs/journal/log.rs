@@ -289,10 +289,8 @@ mod tests {
         file.write_all_at(&9_u32.to_le_bytes(), MAGIC.len() as u64)
             .unwrap();
         let error = read(&path).unwrap_err().to_string();
-        assert!(
-            error.contains("has format 9; this release reads 1"),
-            "{error}"
-        );
+        let named = format!("has format 9; this release reads {FORMAT}");
+        assert!(error.contains(&named), "{error}");
     }
 
     proptest! {

@@ -158,11 +158,6 @@ impl Journal {
         inner.placed.insert(ino, (parent, Arc::clone(name)));
     }
 
-    /// Whether the log knows of the inode's tree place.
-    pub(crate) fn has_place(&self, ino: u64) -> bool {
-        self.inner.lock().placed.contains_key(&ino)
-    }
-
     /// All that was appended before the call is on the disk when this returns.
     pub(crate) async fn sync(&self) -> io::Result<()> {
         let target = self.inner.lock().appended;
@@ -299,7 +294,8 @@ mod tests {
                 ..Unsent::default()
             },
             base_len: None,
-            write: None,
+            attempt: None,
+            directory: None,
         }))
     }
 

@@ -10,11 +10,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fs::attr::Attr;
 use crate::fs::extents::Extent;
-use crate::fs::inode::Unsent;
-use crate::store::{Key, Metadata, ObjectVersion, WriteId};
+use crate::fs::inode::{Attempt, Unsent};
+use crate::fs::tree::Origin;
+use crate::store::{Key, Metadata, ObjectVersion};
 
 /// The format that is written.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,9 +36,22 @@ pub(crate) enum Record {
         replaced: Option<u64>,
         overwrites: Option<ObjectVersion>,
         doomed: Vec<SentObject>,
+        in_doubt: Option<Attempt>,
+    },
+    /// Two inodes have changed places.
+    Exchanged {
+        inos: [u64; 2],
+        overwrites: [Option<ObjectVersion>; 2],
+        doomed: Vec<SentObject>,
     },
     /// An inode has no name any more.
-    Unlinked { ino: u64, doomed: Vec<SentObject> },
+    Unlinked {
+        ino: u64,
+        doomed: Vec<SentObject>,
+        in_doubt: Option<Attempt>,
+    },
+    /// An upload of something that has no name any more may have made an object: that is to be deleted.
+    InDoubt(Attempt),
     /// All of an inode that is not in the bucket, but for its extents: they follow. Replaces what the journal
     /// said of the inode before.
     Changed(Box<ChangedInode>),
@@ -60,7 +74,7 @@ pub(crate) enum Record {
         time: SystemTime,
     },
     /// What has changed so far is being sent; the object will carry this mark.
-    Sending { ino: u64, write: WriteId },
+    Sending { ino: u64, attempt: Attempt },
     /// What was being sent is in the bucket as this object; what has changed since is not.
     Sent {
         ino: u64,
@@ -79,10 +93,27 @@ pub(crate) enum Record {
     },
     /// This object has no name any more, and is to be deleted when nobody has it open.
     Doomed(SentObject),
-    /// It is gone.
+    /// It is gone; of any version, if it was in doubt.
     Deleted { key: Key, version: ObjectVersion },
     /// Nothing of the inode is to be sent any more: all of it was, or its name is gone.
     Settled { ino: u64 },
+    /// The objects of `directory` are being copied to where they belong. When all are, this holds of an inode
+    /// below it.
+    Carried {
+        directory: u64,
+        ino: u64,
+        remote: Option<SentObject>,
+        overwrites: Option<ObjectVersion>,
+        attempt: Option<Attempt>,
+        below: Option<ChangedDirectory>,
+    },
+    /// Likewise: then these objects are to be deleted.
+    Left {
+        directory: u64,
+        objects: Vec<SentObject>,
+    },
+    /// All are: the directory's objects are where its migration was to bring them.
+    Migrated { directory: u64 },
 }
 
 /// An inode that differs from its object.
@@ -96,8 +127,18 @@ pub(crate) struct ChangedInode {
     pub(crate) unsent: Unsent,
     /// There is a staging file, and so many bytes of the object are still the file's.
     pub(crate) base_len: Option<u64>,
-    /// The mark of the last upload that was begun, whose end may not be known.
-    pub(crate) write: Option<WriteId>,
+    /// The last upload that was begun, whose end is not known.
+    pub(crate) attempt: Option<Attempt>,
+    /// What else there is to know of a directory.
+    pub(crate) directory: Option<ChangedDirectory>,
+}
+
+/// Where the objects of a directory are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChangedDirectory {
+    pub(crate) origin: Origin,
+    /// They are being copied to this key, and that is to be finished.
+    pub(crate) migration: Option<Key>,
 }
 
 /// An object as the journal knows it.

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::record::{ChangedInode, Record, SentObject};
-use crate::fs::inode::Unsent;
+use super::record::{ChangedDirectory, ChangedInode, Record, SentObject};
+use crate::fs::inode::{Attempt, Unsent};
 use crate::fs::staging::{ContentMap, FrozenMap};
-use crate::store::{Key, WriteId};
+use crate::fs::tree::Origin;
+use crate::store::{Key, ObjectVersion};
 
 /// What an earlier process left behind.
 #[derive(Debug, Default)]
@@ -16,6 +17,25 @@ pub(crate) struct Replay {
     pub(crate) inodes: HashMap<u64, ReplayedInode>,
     /// Objects without a name, to be deleted.
     pub(crate) doomed: HashMap<Key, SentObject>,
+    /// Uploads of what has no name, of which it is not known whether they have made an object.
+    pub(crate) in_doubt: HashMap<Key, Attempt>,
+    /// Copies of directories' objects of which the journal knows no end so far.
+    migrations: HashMap<u64, Migration>,
+}
+
+/// What will hold when all objects of a directory have been copied.
+#[derive(Debug, Default)]
+struct Migration {
+    carried: HashMap<u64, Carried>,
+    left: Vec<SentObject>,
+}
+
+#[derive(Debug)]
+struct Carried {
+    remote: Option<SentObject>,
+    overwrites: Option<ObjectVersion>,
+    attempt: Option<Attempt>,
+    below: Option<ChangedDirectory>,
 }
 
 /// A tree place.
@@ -34,8 +54,6 @@ pub(crate) struct ReplayedInode {
     pub(crate) content: Option<ContentMap>,
     /// What an upload has frozen of which the journal knows no end so far.
     sending: Option<FrozenMap>,
-    /// Where the inode was when that upload was begun.
-    sent_to: Option<Placement>,
 }
 
 impl Replay {
@@ -58,7 +76,9 @@ impl Replay {
                 replaced,
                 overwrites,
                 doomed,
+                in_doubt,
             } => {
+                self.doubt(in_doubt);
                 self.place(ino, parent, name, is_directory);
                 if let Some(inode) = self.inodes.get_mut(&ino) {
                     inode.changed.overwrites = overwrites;
@@ -68,21 +88,67 @@ impl Replay {
                 }
                 self.doom(doomed);
             }
-            Record::Unlinked { ino, doomed } => {
-                self.inodes.remove(&ino);
+            Record::Exchanged {
+                inos,
+                overwrites,
+                doomed,
+            } => {
+                if let [Some(mut a), Some(mut b)] = inos.map(|ino| self.places.remove(&ino)) {
+                    std::mem::swap(&mut a.is_directory, &mut b.is_directory);
+                    self.places.extend([(inos[0], b), (inos[1], a)]);
+                }
+                for (ino, overwrites) in inos.into_iter().zip(overwrites) {
+                    if let Some(inode) = self.inodes.get_mut(&ino) {
+                        inode.changed.overwrites = overwrites;
+                    }
+                }
                 self.doom(doomed);
             }
+            Record::Carried {
+                directory,
+                ino,
+                remote,
+                overwrites,
+                attempt,
+                below,
+            } => {
+                let carried = Carried {
+                    remote,
+                    overwrites,
+                    attempt,
+                    below,
+                };
+                let migration = self.migrations.entry(directory).or_default();
+                migration.carried.insert(ino, carried);
+            }
+            Record::Left { directory, objects } => {
+                let migration = self.migrations.entry(directory).or_default();
+                migration.left.extend(objects);
+            }
+            Record::Migrated { directory } => self.migrated(directory),
+            Record::Unlinked {
+                ino,
+                doomed,
+                in_doubt,
+            } => {
+                self.inodes.remove(&ino);
+                self.doom(doomed);
+                self.doubt(in_doubt);
+            }
+            Record::InDoubt(attempt) => self.doubt([attempt]),
             Record::Changed(changed) => {
                 let inode = ReplayedInode {
                     content: changed.base_len.map(ContentMap::new),
                     sending: None,
-                    sent_to: self.places.get(&changed.ino).cloned(),
                     changed: *changed,
                 };
                 self.inodes.insert(inode.changed.ino, inode);
             }
             Record::Doomed(object) => self.doom([object]),
             Record::Deleted { key, version } => {
+                if version.is_any() {
+                    self.in_doubt.remove(&key);
+                }
                 if self.doomed.get(&key).is_some_and(|o| o.version == version) {
                     self.doomed.remove(&key);
                 }
@@ -108,8 +174,7 @@ impl Replay {
                     }
                     inode.changed.remote = Some(remote);
                     inode.changed.overwrites = overwrites;
-                    inode.changed.write = None;
-                    inode.sent_to = None;
+                    inode.changed.attempt = None;
                 }
             }
             Record::Attributes { ino, attr } => self.change(ino, |inode| {
@@ -129,11 +194,9 @@ impl Replay {
                 inode.content_mut().resize(size);
                 inode.changed.content_changed(size, time);
             }),
-            Record::Sending { ino, write } => {
-                let place = self.places.get(&ino).cloned();
+            Record::Sending { ino, attempt } => {
                 if let Some(inode) = self.inodes.get_mut(&ino) {
-                    inode.changed.write = Some(write);
-                    inode.sent_to = place;
+                    inode.changed.attempt = Some(attempt);
                     inode.sending = inode.content.as_mut().map(ContentMap::freeze);
                 }
             }
@@ -152,25 +215,28 @@ impl Replay {
         }
     }
 
-    /// The uploads whose ends are not known: the inode, where it was when its upload was begun, and the mark.
-    pub(crate) fn open_ends(&self) -> Vec<(u64, Placement, WriteId)> {
-        let ends = self.inodes.iter().filter_map(|(ino, inode)| {
-            let write = inode.changed.write.clone()?;
-            Some((*ino, inode.sent_to.clone()?, write))
-        });
-        ends.collect()
+    /// The uploads whose ends are not known.
+    pub(crate) fn open_ends(&self) -> Vec<(u64, Attempt)> {
+        let ends = self.inodes.iter();
+        ends.filter_map(|(ino, inode)| Some((*ino, inode.changed.attempt.clone()?)))
+            .collect()
     }
 
     /// An upload of an inode, of whose end nobody knew, has made this object: the last attempt at it, or one before,
-    /// of which it is not known what it sent.
-    pub(crate) fn found(&mut self, ino: u64, object: SentObject, by_the_last: bool) {
+    /// of which it is not known what it sent. The inode's name may spell another key by now.
+    pub(crate) fn found(
+        &mut self,
+        ino: u64,
+        object: SentObject,
+        by_the_last: bool,
+        is_in_place: bool,
+    ) {
         let Some(inode) = self.inodes.get_mut(&ino) else {
             return;
         };
         if !by_the_last {
             inode.sending = None;
         }
-        let is_in_place = self.places.get(&ino) == inode.sent_to.as_ref();
         let left = inode.changed.remote.clone();
         let sent = Record::Sent {
             ino,
@@ -182,6 +248,25 @@ impl Replay {
         self.apply(sent);
     }
 
+    fn migrated(&mut self, directory: u64) {
+        let Migration { carried, left } = self.migrations.remove(&directory).unwrap_or_default();
+        for (ino, carried) in carried {
+            if let Some(inode) = self.inodes.get_mut(&ino) {
+                inode.changed.remote = carried.remote;
+                inode.changed.overwrites = carried.overwrites;
+                inode.changed.attempt = carried.attempt;
+                inode.changed.directory = carried.below;
+            }
+        }
+        let moved = self.inodes.get_mut(&directory);
+        if let Some(place) = moved.and_then(|inode| inode.changed.directory.as_mut())
+            && let Some(to) = place.migration.take()
+        {
+            place.origin = Origin::Elsewhere(to);
+        }
+        self.doom(left);
+    }
+
     fn place(&mut self, ino: u64, parent: u64, name: String, is_directory: bool) {
         let placement = Placement {
             parent,
@@ -189,6 +274,12 @@ impl Replay {
             is_directory,
         };
         self.places.insert(ino, placement);
+    }
+
+    fn doubt(&mut self, attempts: impl IntoIterator<Item = Attempt>) {
+        for attempt in attempts {
+            self.in_doubt.insert(attempt.key.clone(), attempt);
+        }
     }
 
     fn doom(&mut self, objects: impl IntoIterator<Item = SentObject>) {

@@ -3,17 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::fs::attr::{Attr, SetAttr};
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Inode, InodeState, Unsent};
 use crate::fs::journal::record::Record;
-use crate::fs::tree::Tree;
 use crate::fs::upload::plan::SIZE_MAX;
-use crate::fs::upload::schedule::Footprint;
-use crate::store::{FileKind, Precondition};
+use crate::store::FileKind;
 
 impl FileSystem {
     /// The attributes of an inode, and how long they may be believed.
@@ -24,8 +20,8 @@ impl FileSystem {
         Ok((attr, self.kernel_ttl()))
     }
 
-    /// Changes attributes or the size. A directory's are in the bucket when this returns; a file's go there with
-    /// its content. A change to the same value sends nothing.
+    /// Changes attributes or the size. They go to the bucket with the content. A change to the same value sends
+    /// nothing.
     pub async fn setattr(
         self: &Arc<Self>,
         ino: u64,
@@ -40,7 +36,7 @@ impl FileSystem {
         let kind = inode.state.lock().attr.kind;
         match (kind, change.size) {
             (FileKind::Directory, Some(_)) => return Err(FsError::IsDirectory),
-            (FileKind::Directory, None) => self.set_directory_attr(&inode, &change).await?,
+            (FileKind::Directory, None) => self.set_directory_attr(&inode, &change)?,
             (FileKind::File, _) | (_, None) => self.set_file_attr(&inode, &change)?,
             (_, Some(_)) => return Err(FsError::Invalid("only a regular file has a size to set")),
         }
@@ -114,49 +110,16 @@ impl FileSystem {
         Ok(())
     }
 
-    async fn set_directory_attr(
-        &self,
-        inode: &Arc<Inode>,
-        change: &SetAttr,
-    ) -> Result<(), FsError> {
-        let spell = |tree: &Tree| {
-            let directory = tree.key_of(inode.ino).ok_or(FsError::NoEntry)?;
-            Ok(self.marker_key(&directory))
+    fn set_directory_attr(&self, inode: &Inode, change: &SetAttr) -> Result<(), FsError> {
+        let tree = self.tree.lock();
+        let now = self.settings.clock.wall();
+        let changed = inode.state.lock().attr.changed_by(change, now);
+        let Some(attr) = changed else { return Ok(()) };
+        let unsent = Unsent {
+            attributes: true,
+            ..Unsent::default()
         };
-        let (_turn, key) = self
-            .turn_at(spell, |key| Footprint::key(key.clone()))
-            .await?;
-        let _busy = inode.busy();
-        let (attr, mut metadata, marker) = {
-            let state = inode.state.lock();
-            let Some(attr) = state.attr.changed_by(change, self.settings.clock.wall()) else {
-                return Ok(());
-            };
-            (attr, state.metadata.clone(), state.remote.clone())
-        };
-        attr.to_attributes().write_to(&mut metadata);
-        let version = match &marker {
-            // A marker can have a body that somebody else gave it: it stays.
-            Some(marker) if marker.size > 0 => {
-                self.bucket
-                    .replace_metadata(&key, marker.size, &marker.version, metadata.clone())
-                    .await?
-            }
-            _ => {
-                self.bucket
-                    .put(&key, Bytes::new(), metadata.clone(), Precondition::None)
-                    .await?
-            }
-        };
-        let mut tree = self.tree.lock();
-        {
-            let mut state = inode.state.lock();
-            state.attr = attr;
-            state.metadata = metadata;
-            state.remote = Some(self.written(key, marker.map_or(0, |m| m.size), version));
-        }
-        tree.touch(inode.ino, self.now());
-        Ok(())
+        Ok(self.change_directory(&tree, inode, unsent, |state| state.attr = attr)?)
     }
 
     /// A directory's times move when its names do. This is not written to the bucket.

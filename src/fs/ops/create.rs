@@ -1,19 +1,14 @@
-//! Making things: create, mknod, mkdir, symlink.
+//! Making things: create, mknod, mkdir, symlink. The bucket has them soon after.
 
 use std::ffi::OsStr;
-use std::io;
 use std::sync::Arc;
-
-use bytes::Bytes;
 
 use crate::fs::attr::{Attr, Caller};
 use crate::fs::error::FsError;
 use crate::fs::filesystem::{Entry, FileSystem};
-use crate::fs::inode::{Inode, Unsent};
-use crate::fs::journal::record::Record;
-use crate::fs::tree::{Known, Tree};
-use crate::fs::upload::schedule::Footprint;
-use crate::store::{FileKind, Key, Precondition, StoreError};
+use crate::fs::inode::Inode;
+use crate::fs::tree::Known;
+use crate::store::FileKind;
 
 /// New files of such a directory belong to its group.
 const SETGID: u32 = 0o2000;
@@ -33,7 +28,7 @@ pub enum IfExists {
 }
 
 impl FileSystem {
-    /// Opens a file for writing, making it if it is not there. The bucket has it when it is closed.
+    /// Opens a file for writing, making it if it is not there.
     pub async fn create(
         self: &Arc<Self>,
         parent: u64,
@@ -49,14 +44,16 @@ impl FileSystem {
             Some(inode) => inode,
             None => {
                 let attr = self.new_attr(parent, FileKind::File, mode, caller)?;
-                self.insert_file(parent, &name, attr)?
+                let inode = self.insert(parent, &name, attr, b"")?;
+                self.changed(inode.ino);
+                inode
             }
         };
         let fh = self.open_inode(&inode, true, if_exists == IfExists::Truncate)?;
         Ok((self.entry(&inode), fh))
     }
 
-    /// Makes a regular file, pipe, socket or device node; the bucket has it when this returns.
+    /// Makes a regular file, pipe, socket or device node.
     pub async fn mknod(
         self: &Arc<Self>,
         parent: u64,
@@ -68,7 +65,7 @@ impl FileSystem {
     ) -> Result<Entry, FsError> {
         let mut attr = self.new_attr(parent, kind, mode, caller)?;
         attr.rdev = rdev;
-        self.make_object(parent, name, attr, Bytes::new()).await
+        self.make(parent, name, attr, b"").await
     }
 
     /// Makes a symbolic link.
@@ -84,11 +81,10 @@ impl FileSystem {
         }
         let mut attr = self.new_attr(parent, FileKind::Symlink, 0o777, caller)?;
         attr.size = target.len() as u64;
-        self.make_object(parent, name, attr, Bytes::copy_from_slice(target))
-            .await
+        self.make(parent, name, attr, target).await
     }
 
-    /// Makes a directory: its marker.
+    /// Makes a directory.
     pub async fn mkdir(
         self: &Arc<Self>,
         parent: u64,
@@ -97,63 +93,35 @@ impl FileSystem {
         caller: Caller,
     ) -> Result<Entry, FsError> {
         let attr = self.new_attr(parent, FileKind::Directory, mode, caller)?;
-        self.make_object(parent, name, attr, Bytes::new()).await
+        self.make(parent, name, attr, b"").await
     }
 
-    /// Puts something new into the bucket, then under its name.
-    async fn make_object(
+    /// Makes something that nobody has open.
+    async fn make(
         self: &Arc<Self>,
         parent: u64,
         name: &OsStr,
         attr: Attr,
-        body: Bytes,
+        content: &[u8],
     ) -> Result<Entry, FsError> {
         self.check_writable()?;
         let name = Self::parse_new_name(parent, name)?;
         if self.find(parent, &name).await?.is_some() {
             return Err(FsError::Exists);
         }
-        let spell = |tree: &Tree| {
-            tree.check_parent(parent)?;
-            if tree.child(parent, &name).is_some() {
-                return Err(FsError::Exists);
-            }
-            tree.child_key(parent, &name, attr.kind == FileKind::Directory)
-                .ok_or(FsError::NoEntry)
-        };
-        // What lies below a directory that was removed may still wait for its last close.
-        let footprint = |key: &Key| match attr.kind {
-            FileKind::Directory => Footprint::below(key.clone()),
-            _ => Footprint::key(key.clone()),
-        };
-        let over = |key: &Key| vec![key.clone()];
-        let (_turn, key) = self.turn_at_vacated(spell, over, footprint).await?;
-        self.settle_orphans(&key, None).await?;
-        let metadata = Self::metadata_of(attr);
-        let size = body.len() as u64;
-        let put = self
-            .bucket
-            .put(&key, body, metadata.clone(), Precondition::Absent)
-            .await;
-        let version = match put {
-            Ok(version) => version,
-            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
-                self.tree.lock().distrust_listing(parent);
-                return Err(FsError::Exists);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let remote = self.written(key, size, version);
-        let inode = self
-            .tree
-            .lock()
-            .insert(parent, &name, attr, Some(remote), self.now());
-        inode.state.lock().metadata = metadata;
-        self.touch_directory(parent);
+        let inode = self.insert(parent, &name, attr, content)?;
+        self.complete(inode.ino);
         Ok(self.entry(&inode))
     }
 
-    fn insert_file(&self, parent: u64, name: &Arc<str>, attr: Attr) -> Result<Arc<Inode>, FsError> {
+    /// Puts something new under a name that is free.
+    fn insert(
+        &self,
+        parent: u64,
+        name: &Arc<str>,
+        attr: Attr,
+        content: &[u8],
+    ) -> Result<Arc<Inode>, FsError> {
         let now = self.now();
         let mut tree = self.tree.lock();
         // Somebody else may have made it while we asked.
@@ -162,30 +130,14 @@ impl FileSystem {
             Known::Absent | Known::Unknown => {}
         }
         tree.check_parent(parent)?;
-        if tree.is_hidden(parent, name, true) {
-            return Err(FsError::IsDirectory);
-        }
-        let inode = tree.insert(parent, name, attr, None, now);
-        if let Err(error) = self.record_new(&tree, &inode) {
+        let inode = tree.insert(parent, name, attr, now);
+        if let Err(error) = self.record_new(&tree, &inode, content) {
             tree.remove(parent, name, now);
-            return Err(error.into());
+            return Err(error);
         }
         drop(tree);
-        self.changed(inode.ino);
         self.touch_directory(parent);
         Ok(inode)
-    }
-
-    fn record_new(&self, tree: &Tree, inode: &Inode) -> io::Result<()> {
-        self.place_in_journal(tree, inode.ino)?;
-        let mut state = inode.state.lock();
-        state.changed(Unsent {
-            content: true,
-            attributes: true,
-            place: false,
-        });
-        let (ino, attr) = (inode.ino, state.attr);
-        self.record(ino, &mut state, &Record::Attributes { ino, attr })
     }
 
     fn new_attr(

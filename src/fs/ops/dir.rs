@@ -17,7 +17,7 @@ use crate::fs::tree::{Child, Observed, ObservedObject};
 use crate::store::{FileKind, Key, ListEntry, ListPage, ListRequest};
 
 /// Keys that a page of a listing asks for: S3 gives no more.
-const PAGE_KEYS: usize = 1000;
+pub(super) const PAGE_KEYS: usize = 1000;
 
 /// Entries whose attributes are looked up together. A reply of the kernel's holds about 180.
 const WINDOW: usize = 256;
@@ -192,7 +192,11 @@ impl FileSystem {
         };
         let page = self.bucket.list(&request).await?;
         let continuation = page.continuation.clone();
-        for (name, observed) in names_of(&directory, page) {
+        let names = {
+            let tree = self.tree.lock();
+            names_of(&directory, page, |name| tree.is_no_directory(ino, name))
+        };
+        for (name, observed) in names {
             if let (Observed::Prefix, Some(object)) = (&observed, stream.object_called(&name)) {
                 // A page before this one had an object of the name that the directory takes.
                 let beside =
@@ -262,27 +266,33 @@ impl DirStream {
     }
 }
 
-/// The names that a page of a listing of `directory` shows, with what it says of them.
-fn names_of(directory: &Key, page: ListPage) -> Vec<(Arc<str>, Observed)> {
+/// The names that a page of a listing of `directory` shows, with what it says of them. Of some it is known that they
+/// are no directories, though there are keys below them.
+fn names_of(
+    directory: &Key,
+    page: ListPage,
+    is_no_directory: impl Fn(&str) -> bool,
+) -> Vec<(Arc<str>, Observed)> {
     let segment_of = |key: &Key| {
         key.as_str()
             .strip_prefix(directory.as_str())
             .map(str::to_owned)
     };
+    let directory_called = |key: &Key| {
+        let segment = segment_of(key)?.strip_suffix('/')?.to_owned();
+        let name = Name::from_segment(&segment).ok()?;
+        (!is_no_directory(&name)).then_some((segment, name))
+    };
     let directories: HashSet<String> = page
         .entries
         .iter()
         .filter_map(|entry| match entry {
-            ListEntry::Prefix(key) => Some(segment_of(key)?.strip_suffix('/')?.to_owned()),
+            ListEntry::Prefix(key) => Some(directory_called(key)?.0),
             ListEntry::Object { .. } => None,
         })
         .collect();
     let shown = |entry| match entry {
-        ListEntry::Prefix(key) => {
-            let segment = segment_of(&key)?;
-            let name = Name::from_segment(segment.strip_suffix('/')?).ok()?;
-            Some((name, Observed::Prefix))
-        }
+        ListEntry::Prefix(key) => Some((directory_called(&key)?.1, Observed::Prefix)),
         ListEntry::Object {
             key,
             size,

@@ -158,23 +158,40 @@ impl FileSystem {
             if offset >= end {
                 return Ok(Vec::new());
             }
-            let object = state
-                .remote
-                .as_ref()
-                .map(|remote| self.object_source(remote));
             let pieces = pieces_of(&state, offset..end).map_err(|error| (error, None))?;
-            (pieces, object)
+            (pieces, self.source_of(&state))
         };
+        let ahead = |range: &Range<u64>| {
+            if let Some(object) = &object {
+                self.read_ahead(handle, object, range);
+            }
+        };
+        let read = self.read_pieces(pieces, object.as_ref(), ahead).await;
+        read.map_err(|error| (error, object))
+    }
+
+    /// The object behind an inode, if it has one.
+    fn source_of(&self, state: &InodeState) -> Option<ObjectSource> {
+        let remote = state.remote.as_ref()?;
+        Some(self.object_source(remote))
+    }
+
+    /// The bytes of all pieces; `ahead` hears of each that the object has.
+    async fn read_pieces(
+        &self,
+        pieces: Vec<Piece>,
+        object: Option<&ObjectSource>,
+        ahead: impl Fn(&Range<u64>) + Send,
+    ) -> Result<Vec<Bytes>, FsError> {
         let mut bytes = Vec::new();
         for piece in pieces {
-            match (piece, &object) {
+            match (piece, object) {
                 (Piece::Here(here), _) => bytes.push(here),
                 (Piece::Base(range), Some(object)) => {
-                    self.read_ahead(handle, object, &range);
-                    let read = self.settings.cache.read(object, range).await;
-                    bytes.extend(read.map_err(|error| (error.into(), Some(object.clone())))?);
+                    ahead(&range);
+                    bytes.extend(self.settings.cache.read(object, range).await?);
                 }
-                (Piece::Base(_), None) => return Err((FsError::Stale, None)),
+                (Piece::Base(_), None) => return Err(FsError::Stale),
             }
         }
         Ok(bytes)
@@ -304,7 +321,7 @@ impl FileSystem {
         ino: u64,
         state: &'a mut InodeState,
     ) -> Result<&'a mut StagedContent, FsError> {
-        if state.attr.kind != FileKind::File {
+        if !matches!(state.attr.kind, FileKind::File | FileKind::Symlink) {
             return Err(FsError::Invalid("only a regular file has content to write"));
         }
         let staged = match state.staged.take() {
@@ -339,9 +356,7 @@ impl FileSystem {
         }
         self.tree.lock().closed(inode.ino);
         if let Err(error) = self.delete_orphan(inode).await {
-            self.note_error("delete at the last close", &error);
-            let now = self.now();
-            self.uploader.tell(|queue| queue.urgent(inode.ino, now));
+            self.delete_later(inode, &error);
         }
     }
 
@@ -349,19 +364,22 @@ impl FileSystem {
     pub async fn readlink(&self, ino: u64) -> Result<Bytes, FsError> {
         let inode = self.inode(ino)?;
         self.resolve(&inode).await?;
-        let (kind, remote) = {
+        let (pieces, object) = {
             let state = inode.state.lock();
-            (state.attr.kind, state.remote.clone())
+            if state.attr.kind != FileKind::Symlink {
+                return Err(FsError::Invalid("not a symbolic link"));
+            }
+            if state.attr.size == 0 || state.attr.size > TARGET_MAX as u64 {
+                return Err(FsError::Invalid("the link's object is no path"));
+            }
+            (
+                pieces_of(&state, 0..state.attr.size)?,
+                self.source_of(&state),
+            )
         };
-        let (FileKind::Symlink, Some(remote)) = (kind, remote) else {
-            return Err(FsError::Invalid("not a symbolic link"));
-        };
-        if remote.size == 0 || remote.size > TARGET_MAX as u64 {
-            return Err(FsError::Invalid("the link's object is no path"));
-        }
-        let object = self.object_source(&remote);
+        let read = self.read_pieces(pieces, object.as_ref(), |_| {}).await;
         let mut target = BytesMut::new();
-        for bytes in self.settings.cache.read(&object, 0..remote.size).await? {
+        for bytes in read? {
             target.extend_from_slice(&bytes);
         }
         // s3fs ends a target with a newline.

@@ -10,6 +10,9 @@ use crate::fs::name::Name;
 use crate::fs::tree::{Known, Observed, ObservedObject};
 use crate::store::{Key, ListRequest, Object, StoreError};
 
+/// The objects of a directory can be brought elsewhere so often at most while one question is asked.
+const ASK_ATTEMPTS: u32 = 4;
+
 /// What to ask the store about a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Question {
@@ -100,6 +103,22 @@ impl FileSystem {
         name: &Arc<str>,
         question: Question,
     ) -> Result<Option<Arc<Inode>>, FsError> {
+        for _ in 1..ASK_ATTEMPTS {
+            match self.ask_once(parent, name, question).await {
+                Err(FsError::Stale) => {}
+                answered => return answered,
+            }
+        }
+        self.ask_once(parent, name, question).await
+    }
+
+    /// [`FsError::Stale`] if the directory's objects were brought elsewhere meanwhile.
+    async fn ask_once(
+        &self,
+        parent: u64,
+        name: &Arc<str>,
+        question: Question,
+    ) -> Result<Option<Arc<Inode>>, FsError> {
         let (asked, directory) = {
             let mut tree = self.tree.lock();
             (
@@ -124,6 +143,7 @@ impl FileSystem {
             Question::Directory => (None, self.has_keys_below(&dir_key).await?),
         };
 
+        let is_directory = is_directory && !self.tree.lock().is_no_directory(parent, name);
         // A directory takes the name; an object of the same name is shown beside it.
         let observed = match (parsed.beside_directory, object, is_directory) {
             (true, Some(object), true) => Some(observed_object(object)),
@@ -153,7 +173,8 @@ impl FileSystem {
                     return Err(FsError::Stale);
                 }
                 tree.observe_absent(parent, name, asked);
-                Ok(None)
+                // It stays if something of it is known here and not in the bucket yet.
+                Ok(tree.child(parent, name).and_then(|ino| tree.inode(ino)))
             }
         }
     }

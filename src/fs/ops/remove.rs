@@ -1,16 +1,15 @@
-//! Taking things away: unlink, rmdir.
+//! Taking things away: unlink, rmdir. The objects follow.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
+use super::dir::PAGE_KEYS;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Going, Inode};
-use crate::fs::tree::{ROOT, Tree};
-use crate::fs::upload::schedule::Footprint;
-use crate::store::{Key, ListEntry, ListRequest, Precondition, StoreError};
+use crate::fs::inode::{Going, Inode, Unsent};
+use crate::fs::tree::{ROOT, Tree, prefixes};
+use crate::fs::upload::worker::Progress;
+use crate::store::{ListEntry, ListRequest};
 
 impl FileSystem {
     /// Removes a name that is no directory's. A file that is open stays readable until it is closed.
@@ -21,27 +20,17 @@ impl FileSystem {
         if self.tree.lock().is_directory(inode.ino) == Some(true) {
             return Err(FsError::IsDirectory);
         }
-        if inode.state.lock().remote.is_some() {
-            self.keep_parent(parent, &name).await?;
-        }
-        loop {
-            let key = {
-                let mut tree = self.tree.lock();
-                let key = tree.key_of_name(parent, &name, inode.ino)?;
-                // The objects of a directory that is being moved are between two places.
-                if !tree.is_moving(parent) {
-                    self.unlink_file(&mut tree, &inode, (parent, &name), &key)?;
-                    break;
-                }
-                key
-            };
-            self.turnstile.enter(Footprint::key(key)).await;
+        {
+            let mut tree = self.tree.lock();
+            let key = tree.key_of_name(parent, &name, inode.ino)?;
+            self.keep_parent(&tree, parent, &name)?;
+            self.unlink_inode(&mut tree, &inode, (parent, &name), &key)?;
         }
         self.touch_directory(parent);
         Ok(())
     }
 
-    /// Removes an empty directory: its marker, and nothing else.
+    /// Removes an empty directory: its marker will follow, and nothing else.
     pub async fn rmdir(self: &Arc<Self>, parent: u64, name: &OsStr) -> Result<(), FsError> {
         self.check_writable()?;
         let (name, _) = Self::parse_name(name).map_err(|_| FsError::NoEntry)?;
@@ -49,20 +38,16 @@ impl FileSystem {
         if self.tree.lock().is_directory(inode.ino) != Some(true) {
             return Err(FsError::NotDirectory);
         }
-        let spell = |tree: &Tree| tree.key_of_name(parent, &name, inode.ino);
-        let (_turn, key) = self
-            .turn_at_vacated(
-                spell,
-                |key| vec![key.clone()],
-                |key| Footprint::below(key.clone()),
-            )
-            .await?;
-        let _busy = inode.busy();
-        self.settle_orphans(&key, None).await?;
-        let _going = self.close_empty(&inode, &key).await?;
-        self.keep_parent(parent, &name).await?;
-        self.bucket.delete(&key, Precondition::None).await?;
-        self.tree.lock().remove(parent, &name, self.now());
+        loop {
+            let _going = self.close_empty(&inode).await?;
+            let mut tree = self.tree.lock();
+            tree.key_of_name(parent, &name, inode.ino)?;
+            if tree.can_be_removed(inode.ino)? {
+                self.keep_parent(&tree, parent, &name)?;
+                self.remove_directory(&mut tree, &inode)?;
+                break;
+            }
+        }
         self.touch_directory(parent);
         Ok(())
     }
@@ -70,72 +55,89 @@ impl FileSystem {
     /// Makes sure that a directory has no entry, neither here nor in the bucket, and gets none while the
     /// guard lives.
     pub(crate) async fn close_empty<'a>(
-        &self,
-        directory: &'a Inode,
-        key: &Key,
+        self: &Arc<Self>,
+        directory: &'a Arc<Inode>,
     ) -> Result<Going<'a>, FsError> {
-        let going = directory.going();
-        if self.is_empty(directory.ino, key).await? {
+        let going = directory.going().ok_or(FsError::NoEntry)?;
+        while self.tree.lock().migration(directory.ino).is_some() {
+            self.upload(directory, &Progress::default()).await?;
+        }
+        if self.is_empty(directory.ino).await? {
             Ok(going)
         } else {
             Err(FsError::NotEmpty)
         }
     }
 
-    async fn is_empty(&self, ino: u64, key: &Key) -> Result<bool, FsError> {
-        let has_local = self
-            .tree
-            .lock()
-            .children(ino)
-            .iter()
-            .any(|child| child.inode.state.lock().unsent.any());
-        if has_local {
-            return Ok(false);
-        }
-        let request = ListRequest {
-            prefix: key.clone(),
-            delimiter: false,
-            max_keys: 2,
-            continuation: None,
+    async fn is_empty(&self, ino: u64) -> Result<bool, FsError> {
+        let (key, hidden) = {
+            let tree = self.tree.lock();
+            if tree.has_children(ino) {
+                return Ok(false);
+            }
+            if tree.is_listed(ino, self.now(), self.settings.metadata_ttl) {
+                return Ok(true);
+            }
+            let key = tree.key_of(ino).ok_or(FsError::NoEntry)?;
+            let hidden = tree.hidden_below(&key);
+            (key, hidden)
         };
-        let page = self.bucket.list(&request).await?;
-        Ok(page.entries.iter().all(|entry| match entry {
-            ListEntry::Object { key: found, .. } => found == key,
-            ListEntry::Prefix(_) => false,
-        }))
+        let mut continuation = None;
+        loop {
+            let request = ListRequest {
+                prefix: key.clone(),
+                delimiter: false,
+                max_keys: PAGE_KEYS,
+                continuation,
+            };
+            let page = self.bucket.list(&request).await?;
+            {
+                let mut tree = self.tree.lock();
+                let is_entry = |entry: &ListEntry| match entry {
+                    ListEntry::Object { key: found, .. } | ListEntry::Prefix(found) => {
+                        // What was hidden when we asked may be gone by now, and what is hidden now was not there
+                        // for long.
+                        let was_hidden = || prefixes(found).any(|above| hidden.contains(&above));
+                        *found != key
+                            && !tree.is_out_of_sight(found, &key)
+                            && !hidden.contains(found)
+                            && !was_hidden()
+                    }
+                };
+                if page.entries.iter().any(is_entry) {
+                    tree.distrust_listing(ino);
+                    return Ok(false);
+                }
+            }
+            continuation = page.continuation;
+            if continuation.is_none() {
+                return Ok(true);
+            }
+        }
     }
 
     /// A directory outlives its last entry: one that exists only by the keys below it gets a marker before
     /// the last of them goes.
-    pub(crate) async fn keep_parent(&self, parent: u64, leaving: &str) -> Result<(), FsError> {
-        if parent == ROOT || self.tree.lock().has_other_remote_child(parent, leaving) {
+    pub(crate) fn keep_parent(
+        &self,
+        tree: &Tree,
+        parent: u64,
+        leaving: &str,
+    ) -> Result<(), FsError> {
+        if parent == ROOT || tree.has_other_remote_child(parent, leaving) {
             return Ok(());
         }
-        let directory = self.inode(parent)?;
-        let attr = {
+        let directory = tree.inode(parent).ok_or(FsError::NoEntry)?;
+        {
             let state = directory.state.lock();
-            if state.remote.is_some() {
+            if state.remote.is_some() || state.unsent.content {
                 return Ok(());
             }
-            state.attr
-        };
-        let key = self.key_of(parent)?;
-        let metadata = Self::metadata_of(attr);
-        match self
-            .bucket
-            .put(&key, Bytes::new(), metadata.clone(), Precondition::Absent)
-            .await
-        {
-            Ok(version) => {
-                let mut state = directory.state.lock();
-                state.remote = Some(self.written(key, 0, version));
-                state.metadata = metadata;
-                state.resolved = true;
-                Ok(())
-            }
-            // Somebody else's marker serves as well.
-            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
         }
+        let marker = Unsent {
+            content: true,
+            ..Unsent::default()
+        };
+        Ok(self.change_directory(tree, &directory, marker, |_| {})?)
     }
 }

@@ -8,15 +8,16 @@ use futures_util::{StreamExt, stream};
 use crate::config::options::Durability;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Inode, Linked};
+use crate::fs::inode::Inode;
 use crate::fs::staging::StagedContent;
+use crate::fs::tree::RESERVED;
 use crate::fs::upload::worker::Progress;
 
 /// Files that a drain uploads at once; each may have several parts in flight.
 const DRAIN_FILES: usize = 16;
 
 /// How often a drain looks again for what lost a conflict meanwhile.
-const DRAIN_PASSES: u32 = 4;
+const DRAIN_CONFLICTS: u32 = 3;
 
 impl FileSystem {
     /// A file description is being closed. With `durability=close` the bucket has what was written, or the
@@ -68,28 +69,30 @@ impl FileSystem {
         if self.settings.write.durability == Durability::Local {
             return Ok(self.journal.sync().await?);
         }
-        let directory = self.key_of(ino)?;
+        self.upload_in_time(&self.inode(ino)?).await?;
         let (changed, doomed) = {
             let tree = self.tree.lock();
+            let directory = tree.key_of(ino).ok_or(FsError::NoEntry)?;
             let mut changed: Vec<Arc<Inode>> = tree
                 .children(ino)
                 .into_iter()
                 .map(|child| child.inode)
                 .filter(|inode| inode.state.lock().unsent.any())
                 .collect();
-            // What has gone elsewhere leaves its object here until it is there.
-            let moving = tree.moving_over(&directory).into_iter();
-            changed.extend(moving.filter_map(|ino| tree.inode(ino)));
-            let doomed = tree.orphans_at(&directory).into_iter();
-            (changed, doomed.map(|(_, inode)| inode).collect::<Vec<_>>())
+            // What has gone elsewhere leaves its objects here until they are there.
+            let files = tree.moved_from_below(&directory).into_iter();
+            let gone = files.chain(tree.occupants_below(&directory));
+            changed.extend(gone.filter_map(|ino| tree.inode(ino)));
+            let mut doomed = tree.orphans_below(&directory);
+            // What was brought aside for whoever has it open is nobody's name.
+            doomed.retain(|(key, _)| key.as_str().split('/').next() != Some(RESERVED));
+            (changed, doomed)
         };
         for inode in changed {
             self.upload_in_time(&inode).await?;
         }
-        for inode in doomed {
-            if inode.state.lock().opens == 0 {
-                self.delete_orphan(&inode).await?;
-            }
+        for (_, inode) in doomed {
+            self.delete_orphan(&inode).await?;
         }
         Ok(())
     }
@@ -97,14 +100,20 @@ impl FileSystem {
     /// Brings all that is not in the bucket there, for at most `limit`.
     pub async fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), FsError> {
         let passes = async {
-            for _ in 1..DRAIN_PASSES {
-                match self.drain_once().await {
+            let mut conflicts = 0;
+            loop {
+                let pending = self.pending();
+                if pending.is_empty() {
+                    return Ok(());
+                }
+                match self.bring_all(pending).await {
                     // What lost a conflict has another name now, and is to go there.
-                    Err(FsError::Conflict { .. }) => {}
-                    done => return done,
+                    Err(FsError::Conflict { .. }) if conflicts < DRAIN_CONFLICTS => conflicts += 1,
+                    Err(error) => return Err(error),
+                    // What was brought may have left something to be deleted.
+                    Ok(()) => {}
                 }
             }
-            self.drain_once().await
         };
         match tokio::time::timeout(limit, passes).await {
             Ok(result) => result,
@@ -112,17 +121,18 @@ impl FileSystem {
         }
     }
 
-    async fn drain_once(self: &Arc<Self>) -> Result<(), FsError> {
-        let dirty: Vec<Arc<Inode>> = {
-            let tree = self.tree.lock();
-            let changed = tree.inodes().filter(|inode| {
-                let state = inode.state.lock();
-                state.unsent.any() && state.linked == Linked::Yes
-            });
-            let doomed = tree.orphans().filter(|inode| inode.state.lock().opens == 0);
-            changed.chain(doomed).map(Arc::clone).collect()
-        };
-        stream::iter(dirty)
+    /// What the bucket does not have yet, or has too much.
+    fn pending(&self) -> Vec<Arc<Inode>> {
+        let tree = self.tree.lock();
+        let changed = tree
+            .inodes()
+            .filter(|inode| inode.state.lock().is_pending());
+        let doomed = tree.orphans().filter(|inode| inode.state.lock().opens == 0);
+        changed.chain(doomed).map(Arc::clone).collect()
+    }
+
+    async fn bring_all(self: &Arc<Self>, pending: Vec<Arc<Inode>>) -> Result<(), FsError> {
+        stream::iter(pending)
             .map(|inode| {
                 let fs = Arc::clone(self);
                 // A task of its own: an upload outlives whoever waits for it.

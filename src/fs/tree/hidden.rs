@@ -1,12 +1,13 @@
-//! Objects that are in the bucket and not to be seen: those of open files that lost their name, to be
-//! deleted at the last close, and the copies of a rename that is under way.
+//! Objects that are in the bucket and not to be seen: those of files that lost their name, to be deleted at the
+//! last close, those that have not followed a rename yet, and the copies of one that is under way.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Buried, ROOT, Tombstone, Tree};
+use super::keys::{below, prefixes};
+use super::{Buried, Tombstone, Tree};
 use crate::fs::inode::{Inode, Linked};
-use crate::fs::name::Name;
 use crate::store::Key;
 
 impl Tree {
@@ -17,12 +18,25 @@ impl Tree {
 
     /// What is at `key` from now on may be seen; answers that were asked for before say nothing about it.
     pub(crate) fn show(&mut self, key: &Key, now: Duration) {
-        if let Some(times) = self.hidden.get_mut(key) {
-            *times -= 1;
-            if *times == 0 {
-                self.hidden.remove(key);
-            }
+        self.unhide(key);
+        self.bury_at(key, now);
+        if self.hidden.contains_key(key) {
+            return;
         }
+        if key.is_dir() && self.named(key).is_none() {
+            self.leave_ghost(key);
+        }
+        let laid: Vec<Key> = prefixes(key)
+            .filter(|above| self.ghosts.contains(above) && !self.has_hidden_below(above))
+            .collect();
+        for ghost in laid {
+            self.lay_ghost(&ghost);
+            self.bury_at(&ghost, now);
+        }
+    }
+
+    /// Whatever was asked before says nothing about what had its name at `key`.
+    fn bury_at(&mut self, key: &Key, now: Duration) {
         self.sequence += 1;
         let sequence = self.sequence;
         let Some((parent, name)) = self.find_parent(key) else {
@@ -44,6 +58,43 @@ impl Tree {
         }
     }
 
+    /// A directory is gone from `key`, but not all the objects below it that are not to be seen: until they are,
+    /// there is no directory either.
+    pub(crate) fn leave_ghost(&mut self, key: &Key) {
+        if self.has_hidden_below(key) && self.ghosts.insert(key.clone()) {
+            self.hide(key);
+        }
+    }
+
+    /// There is a directory at `key` again.
+    pub(super) fn lay_ghost(&mut self, key: &Key) {
+        if self.ghosts.remove(key) {
+            self.unhide(key);
+        }
+    }
+
+    /// Takes one [`Tree::hide`] back.
+    pub(super) fn unhide(&mut self, key: &Key) {
+        if let Some(times) = self.hidden.get_mut(key) {
+            *times -= 1;
+            if *times == 0 {
+                self.hidden.remove(key);
+            }
+        }
+    }
+
+    /// What is hidden below a directory.
+    pub(crate) fn hidden_below(&self, directory: &Key) -> HashSet<Key> {
+        below(&self.hidden, directory)
+            .map(|(key, _)| key.clone())
+            .filter(|key| key != directory)
+            .collect()
+    }
+
+    fn has_hidden_below(&self, directory: &Key) -> bool {
+        below(&self.hidden, directory).any(|(key, _)| key != directory)
+    }
+
     /// Whether what a name stands for in the bucket, as a file or as a directory, is hidden.
     pub(crate) fn is_hidden(&self, parent: u64, name: &str, is_directory: bool) -> bool {
         !self.hidden.is_empty()
@@ -52,10 +103,32 @@ impl Tree {
                 .is_some_and(|key| self.hidden.contains_key(&key))
     }
 
+    /// Whether the keys below a name are all of them hidden, and no directory here has the name.
+    pub(crate) fn is_no_directory(&self, parent: u64, name: &str) -> bool {
+        self.is_hidden(parent, name, true)
+            && self
+                .child(parent, name)
+                .is_none_or(|ino| self.is_directory(ino) != Some(true))
+    }
+
+    /// Whether the object at `key`, below `directory`, is hidden, or anything between the two is.
+    pub(crate) fn is_out_of_sight(&self, key: &Key, directory: &Key) -> bool {
+        self.hidden.contains_key(key)
+            || prefixes(key)
+                .take_while(|above| above.as_str().len() > directory.as_str().len())
+                .any(|above| self.hidden.contains_key(&above))
+    }
+
     /// Takes note of whether an inode's object is where its name says. An object that is elsewhere is hidden,
     /// and whatever is to be put there has to wait for it.
     pub(crate) fn note_place(&mut self, inode: &Inode, now: Duration) {
-        let key = self.key_of(inode.ino);
+        // Where a directory's objects are is its origin.
+        if self.directory(inode.ino).is_some() {
+            return;
+        }
+        let key = self
+            .key_of(inode.ino)
+            .filter(|_| self.has_settled_parent(inode.ino));
         let mut state = inode.state.lock();
         let elsewhere = match (&state.remote, state.linked) {
             (Some(remote), Linked::Yes | Linked::Going) if Some(&remote.key) != key.as_ref() => {
@@ -86,36 +159,51 @@ impl Tree {
         self.moved.get(key).copied()
     }
 
-    /// The inodes whose objects are still below `directory` though they are called otherwise, and those below
-    /// it whose objects are elsewhere.
-    pub(crate) fn moving_over(&self, directory: &Key) -> Vec<u64> {
-        let is_below = |key: &Key| key.as_str().starts_with(directory.as_str());
-        self.moved
-            .iter()
-            .filter(|(from, ino)| {
-                is_below(from) || self.key_of(**ino).is_some_and(|key| is_below(&key))
-            })
-            .map(|(_, ino)| *ino)
-            .collect()
+    /// The files whose objects are still below `directory`, whatever they are called by now.
+    pub(crate) fn moved_from_below(&self, directory: &Key) -> Vec<u64> {
+        below(&self.moved, directory).map(|(_, ino)| *ino).collect()
+    }
+
+    /// Whether the object at `key`, which is below the key that a directory has, moves with it: not if it has no
+    /// name any more or has been given one elsewhere.
+    pub(crate) fn moves_with(&self, key: &Key, directory: u64) -> bool {
+        let Some(from) = self.key_of(directory) else {
+            return false;
+        };
+        if self.orphans.contains_key(key) {
+            return false;
+        }
+        let within = |(origin, ino): (Key, u64)| {
+            let is_within = origin.as_str().len() > from.as_str().len();
+            is_within.then_some(ino)
+        };
+        let owner = self
+            .moved_from(key)
+            .or_else(|| self.origin_above(key).and_then(within));
+        owner.is_none_or(|owner| self.is_within(owner, directory))
     }
 
     /// Keeps the object at `key`, hidden, for an open inode that lost its name.
     pub(crate) fn add_orphan(&mut self, key: Key, inode: Arc<Inode>) {
         self.hide(&key);
+        self.orphan_keys.insert(inode.ino, key.clone());
         self.orphans.entry(key).or_default().push(inode);
     }
 
-    /// The open inodes without a name whose objects are at `key`, or below it if it is a directory's.
-    pub(crate) fn orphans_at(&self, key: &Key) -> Vec<(Key, Arc<Inode>)> {
-        self.orphans
-            .iter()
-            .filter(|(k, _)| *k == key || (key.is_dir() && k.as_str().starts_with(key.as_str())))
+    /// The inodes without a name whose objects are at `key`.
+    pub(crate) fn orphans_at(&self, key: &Key) -> Vec<Arc<Inode>> {
+        self.orphans.get(key).cloned().unwrap_or_default()
+    }
+
+    /// The inodes without a name whose objects are below a directory, or are its marker; with their keys.
+    pub(crate) fn orphans_below(&self, directory: &Key) -> Vec<(Key, Arc<Inode>)> {
+        below(&self.orphans, directory)
             .flat_map(|(key, inodes)| inodes.iter().map(|inode| (key.clone(), Arc::clone(inode))))
             .collect()
     }
 
     /// The keys of objects without a name that nobody has open.
-    pub(crate) fn orphan_keys(&self) -> impl Iterator<Item = &Key> {
+    pub(crate) fn unused_orphans(&self) -> impl Iterator<Item = &Key> {
         self.orphans.iter().flat_map(|(key, inodes)| {
             let unused = inodes.iter().filter(|inode| inode.state.lock().opens == 0);
             unused.map(move |_| key)
@@ -125,9 +213,8 @@ impl Tree {
     /// The inode of this number, though it may have lost its name.
     pub(crate) fn inode_to_send(&self, ino: u64) -> Option<Arc<Inode>> {
         self.inode(ino).or_else(|| {
-            self.orphans()
-                .find(|inode| inode.ino == ino)
-                .map(Arc::clone)
+            let at_key = self.orphans.get(self.orphan_keys.get(&ino)?)?;
+            at_key.iter().find(|inode| inode.ino == ino).map(Arc::clone)
         })
     }
 
@@ -136,12 +223,9 @@ impl Tree {
         self.orphans.values().flatten()
     }
 
-    /// The key that the object of an open inode without a name is at.
+    /// The key that the object of an inode without a name is at.
     pub(crate) fn orphan_key(&self, ino: u64) -> Option<Key> {
-        self.orphans
-            .iter()
-            .find(|(_, inodes)| inodes.iter().any(|inode| inode.ino == ino))
-            .map(|(key, _)| key.clone())
+        self.orphan_keys.get(&ino).cloned()
     }
 
     /// The object that was kept at `key` for the inode is gone.
@@ -156,14 +240,12 @@ impl Tree {
             self.orphans.remove(key);
         }
         if is_removed {
+            // It may be kept elsewhere by now.
+            if self.orphan_keys.get(&ino) == Some(key) {
+                self.orphan_keys.remove(&ino);
+            }
             self.show(key, now);
         }
-    }
-
-    /// The inode whose name spells `key`.
-    pub(crate) fn named(&self, key: &Key) -> Option<Arc<Inode>> {
-        let (parent, name) = self.find_parent(key)?;
-        self.inode(self.child(parent, &name)?)
     }
 
     /// A name that was removed here stands for something else in the bucket after all.
@@ -172,18 +254,5 @@ impl Tree {
             directory.removed.remove(name);
             directory.listed = None;
         }
-    }
-
-    fn find_parent(&self, key: &Key) -> Option<(u64, Arc<str>)> {
-        let mut at = ROOT;
-        let mut segments = key.as_str().trim_end_matches('/').split('/').peekable();
-        while let Some(segment) = segments.next() {
-            let name = Name::from_segment(segment).ok()?;
-            if segments.peek().is_none() {
-                return Some((at, name));
-            }
-            at = self.directory(at)?.children.get(&name)?.ino;
-        }
-        None
     }
 }

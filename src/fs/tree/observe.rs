@@ -63,12 +63,10 @@ impl Tree {
             let node = self.nodes.get(&ino)?;
             let inode = Arc::clone(&node.inode);
             let is_directory = node.directory.is_some();
-            let sheltered = self.is_sheltered(parent);
             let keep = {
                 let mut state = inode.state.lock();
                 changed_since
-                    || sheltered
-                    || state.is_local()
+                    || state.unsent.any()
                     || learn(
                         &mut state,
                         is_directory,
@@ -147,9 +145,7 @@ impl Tree {
             Observed::Object(_) => FileKind::File,
             Observed::Prefix | Observed::Directory(_) => FileKind::Directory,
         };
-        let epoch = SystemTime::UNIX_EPOCH;
-        let attr = Attr::of_object(kind, 0, epoch, &Attributes::default(), &self.ownership);
-        let inode = self.new_inode(attr, false, None);
+        let inode = self.new_inode(self.unknown_attr(kind), false, None);
         let is_directory = kind == FileKind::Directory;
         learn(
             &mut inode.state.lock(),
@@ -164,39 +160,8 @@ impl Tree {
 
     /// Whether the inode or anything below it is known better here than in the bucket.
     fn subtree_is_local(&self, ino: u64) -> bool {
-        self.is_sheltered(ino)
-            || self
-                .inode(ino)
-                .is_some_and(|inode| inode.state.lock().is_local())
-            || self
-                .below(ino)
-                .iter()
-                .any(|inode| inode.state.lock().is_local())
-    }
-
-    /// Whether the inode or a directory above it is being moved or removed: the bucket is between two
-    /// states there.
-    fn is_sheltered(&self, ino: u64) -> bool {
-        self.any_upwards(ino, |state| state.busy > 0)
-    }
-
-    /// Whether the inode or a directory above it is on the way to another place.
-    pub(crate) fn is_moving(&self, ino: u64) -> bool {
-        self.any_upwards(ino, |state| state.moving)
-    }
-
-    fn any_upwards(&self, ino: u64, holds: impl Fn(&InodeState) -> bool) -> bool {
-        let mut at = ino;
-        while let Some(node) = self.nodes.get(&at) {
-            if holds(&node.inode.state.lock()) {
-                return true;
-            }
-            match &node.place {
-                Some(place) => at = place.parent,
-                None => break,
-            }
-        }
-        false
+        let is_local = |inode: &Arc<Inode>| inode.state.lock().unsent.any();
+        self.inode(ino).iter().any(is_local) || self.below(ino).iter().any(is_local)
     }
 }
 

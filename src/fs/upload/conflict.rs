@@ -1,5 +1,6 @@
 //! Another host's change has overtaken ours: whose stays, and where the other one goes.
 
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -86,6 +87,20 @@ impl FileSystem {
         drop(tree);
         self.complete(inode.ino);
         Ok(())
+    }
+
+    /// A key beside `key`, at which another host's object is, for a copy of ours; and says so in the log.
+    pub(super) fn key_beside(&self, key: &Key, taken: &HashSet<Key>) -> Key {
+        let (directory, name) = key.as_str().rsplit_once('/').unwrap_or(("", key.as_str()));
+        let in_directory = |name: &str| Key::new(format!("{directory}/{name}"));
+        let is_taken = |name: &str| taken.contains(&in_directory(name));
+        let time = self.settings.clock.wall();
+        let beside = in_directory(&conflict_name(name, host(), time, is_taken));
+        tracing::warn!(
+            bucket = %self.bucket.location(),
+            "{key:?} was made by another host while a directory was on its way there: ours is {beside:?}",
+        );
+        beside
     }
 
     /// Brings what the file still takes from its object into its staging file: that version may be gone, but what

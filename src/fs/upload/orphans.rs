@@ -1,11 +1,14 @@
 //! Objects that have lost their name: given away before their key is used again, deleted when nobody has them
 //! open.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::schedule::Footprint;
+use super::vacate::{Counterpart, counterpart};
+use super::worker::Progress;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode, Remote};
@@ -17,39 +20,141 @@ use crate::store::{CopyOptions, Key, MetadataDirective, ObjectVersion, Precondit
 /// An open file that loses its object is fetched whole up to this size; a larger one is copied aside.
 const FETCH_MAX: u64 = 8 * 1024 * 1024;
 
+/// A deletion looks so often for a directory that has to be in the bucket first.
+const FIRST_MAX: u32 = 4;
+
 impl FileSystem {
-    /// Before `key` is written, or a directory is renamed or removed: open files that lost their name there
-    /// get their bytes elsewhere, and their objects, which wait for the last close, go now; but for what `upload`
-    /// is about to overwrite. (Its own inode may have lost its name since it began.)
-    pub(crate) async fn settle_orphans(
+    /// Before `key` is written: open files that lost their name there get their bytes elsewhere, and their objects,
+    /// which wait for the last close, go now; but for what `upload` is about to overwrite. (Its own inode may have
+    /// lost its name since it began.)
+    pub(crate) async fn settle_orphans_at(
         &self,
         key: &Key,
         upload: Option<&Frozen>,
     ) -> Result<(), FsError> {
         let orphans = self.tree.lock().orphans_at(key);
+        for inode in orphans {
+            if upload.is_none_or(|upload| upload.ino != inode.ino) {
+                self.settle_orphan(key, &inode, upload).await?;
+            }
+        }
+        match counterpart(key) {
+            Counterpart::File(file) => {
+                let orphans = self.tree.lock().orphans_at(&file);
+                for inode in orphans {
+                    self.settle_orphan(&file, &inode, None).await?;
+                }
+                Ok(())
+            }
+            Counterpart::Directory(directory) => self.settle_orphans_below(&directory).await,
+        }
+    }
+
+    /// Likewise, before anything is put below a directory.
+    pub(crate) async fn settle_orphans_below(&self, directory: &Key) -> Result<(), FsError> {
+        let orphans = self.tree.lock().orphans_below(directory);
         for (key, inode) in orphans {
-            if upload.is_some_and(|upload| upload.ino == inode.ino) {
-                continue;
-            }
-            let kept = inode.state.lock().remote.clone();
-            let version = kept.as_ref().map(|remote| remote.version.clone());
-            if let Some(remote) = kept.filter(|remote| remote.key == key) {
-                match self.make_independent(&inode).await {
-                    Err(error) if error.is_conflict() => {
-                        self.note_error(&format!("{key:?}, open without a name"), &error);
-                    }
-                    done => done?,
-                }
-                let version = Precondition::Version(remote.version.clone());
-                if upload.is_none_or(|upload| upload.precondition != version)
-                    && !self.is_to_be_overwritten(&key, &remote.version)
-                {
-                    self.delete_version(&key, &remote.version).await?;
-                }
-            }
-            self.forget_doomed(&key, &inode, version);
+            self.settle_orphan(&key, &inode, None).await?;
         }
         Ok(())
+    }
+
+    async fn settle_orphan(
+        &self,
+        key: &Key,
+        inode: &Arc<Inode>,
+        upload: Option<&Frozen>,
+    ) -> Result<(), FsError> {
+        let (kept, attempt) = {
+            let state = inode.state.lock();
+            (state.remote.clone(), state.attempt.clone())
+        };
+        let mut version = kept.as_ref().map(|remote| remote.version.clone());
+        if let Some(attempt) = attempt.filter(|attempt| kept.is_none() && attempt.key == *key) {
+            // The upload may have made an object after all.
+            if let Some((found, Some(write))) = self.bucket.head_written(key).await?
+                && write.is_of_the_write_of(&attempt.write)
+            {
+                self.delete_version(key, &found.version).await?;
+            }
+            version = Some(ObjectVersion::any());
+        }
+        if let Some(remote) = kept.filter(|remote| remote.key == *key) {
+            match self.make_independent(inode).await {
+                Err(error) if error.is_conflict() => {
+                    self.note_error(&format!("{key:?}, open without a name"), &error);
+                }
+                done => done?,
+            }
+            let version = Precondition::Version(remote.version.clone());
+            if upload.is_none_or(|upload| upload.precondition != version)
+                && !self.is_to_be_overwritten(key, &remote.version)
+            {
+                self.delete_version(key, &remote.version).await?;
+            }
+        }
+        self.forget_doomed(key, inode, version);
+        Ok(())
+    }
+
+    /// Keeps the object at its key, hidden, until it is deleted.
+    pub(super) fn leave(&self, tree: &mut Tree, left: SentObject) -> Arc<Inode> {
+        let key = left.key.clone();
+        let nameless = tree.nameless(self.remote_of(left));
+        tree.add_orphan(key, Arc::clone(&nameless));
+        nameless
+    }
+
+    /// An object without a name could not be deleted: it is tried again.
+    pub(crate) fn delete_later(&self, inode: &Inode, error: &FsError) {
+        let key = self.tree.lock().orphan_key(inode.ino);
+        self.note_error(
+            &format!("delete of {:?}", key.unwrap_or_else(Key::root)),
+            error,
+        );
+        let now = self.now();
+        self.uploader.tell(|queue| queue.urgent(inode.ino, now));
+    }
+
+    /// Deletes objects without names, whose keys the caller has the turn at; several in one request, which knows no
+    /// conditions.
+    pub(super) async fn delete_together(&self, nameless: &[Arc<Inode>]) {
+        let remote = |inode: &Arc<Inode>| inode.state.lock().remote.clone();
+        let version_of = |inode: &&Arc<Inode>| inode.state.lock().version();
+        let mut left: HashMap<Key, &Arc<Inode>> = nameless
+            .iter()
+            .filter_map(|inode| Some((remote(inode)?.key, inode)))
+            .collect();
+        if left.is_empty() {
+            return;
+        }
+        let keys: Vec<Key> = left.keys().cloned().collect();
+        let deleted = async {
+            if let ([key], Some(version)) = (&keys[..], left.values().next().and_then(version_of)) {
+                self.delete_version(key, &version).await?;
+                return Ok(Vec::new());
+            }
+            self.journal.sync().await?;
+            Ok::<_, FsError>(self.bucket.delete_many(&keys).await?)
+        };
+        let failed: Vec<(Key, FsError)> = match deleted.await {
+            Ok(failed) => failed
+                .into_iter()
+                .map(|(key, error)| (key, error.into()))
+                .collect(),
+            Err(error) => keys
+                .iter()
+                .map(|key| (key.clone(), error.clone()))
+                .collect(),
+        };
+        for (key, error) in failed {
+            if let Some(inode) = left.remove(&key) {
+                self.delete_later(inode, &error);
+            }
+        }
+        for (key, inode) in left {
+            self.forget_doomed(&key, inode, inode.state.lock().version());
+        }
     }
 
     /// Deletes this version of an object, which the journal on the disk has to call nameless first; what another host
@@ -127,7 +232,8 @@ impl FileSystem {
         }
         // Its last close may have come meanwhile and have found nothing to delete.
         if inode.state.lock().opens == 0 {
-            self.delete_orphan(inode).await?;
+            let now = self.now();
+            self.uploader.tell(|queue| queue.urgent(inode.ino, now));
         }
         Ok(())
     }
@@ -174,7 +280,7 @@ impl FileSystem {
     /// What is going to be at `key` is to be deleted, if nothing else is said before the next start.
     fn doom_copy(&self, key: &Key, size: u64) -> Arc<Inode> {
         let mut tree = self.tree.lock();
-        if let Some((_, doomed)) = tree.orphans_at(key).pop() {
+        if let Some(doomed) = tree.orphans_at(key).pop() {
             return doomed;
         }
         let copy = SentObject {
@@ -193,26 +299,34 @@ impl FileSystem {
         taker.is_some_and(|taker| taker.state.lock().overwrites.as_ref() == Some(version))
     }
 
-    /// Deletes the object of an inode that has neither a name nor a user any more.
-    pub(crate) async fn delete_orphan(&self, inode: &Inode) -> Result<(), FsError> {
+    /// Deletes the object of an inode that has no name any more. Who has it open gets the bytes elsewhere.
+    pub(crate) async fn delete_orphan(&self, inode: &Arc<Inode>) -> Result<(), FsError> {
+        for _ in 0..FIRST_MAX {
+            let Some(first) = self.before_deletion(inode) else {
+                break;
+            };
+            self.upload(&first, &Progress::default()).await?;
+        }
         let spell = |tree: &Tree| tree.orphan_key(inode.ino).ok_or(FsError::NoEntry);
         let turn = self.turn_at(spell, |key| Footprint::key(key.clone())).await;
         // Somebody who needed the key may have seen to it.
         let Ok((_turn, key)) = turn else {
             return Ok(());
         };
-        let version = inode
-            .state
-            .lock()
-            .remote
-            .as_ref()
-            .map(|r| r.version.clone());
-        if let Some(version) = &version
-            && !self.is_to_be_overwritten(&key, version)
-        {
-            self.delete_version(&key, version).await?;
+        self.settle_orphan(&key, inode, None).await
+    }
+
+    /// The directory that has to be in the bucket before the object goes: one that would be gone with its last
+    /// object, or one whose objects are being copied and that has to find what it has copied so far.
+    fn before_deletion(&self, inode: &Inode) -> Option<Arc<Inode>> {
+        let tree = self.tree.lock();
+        let key = tree.orphan_key(inode.ino)?;
+        if let Some(migrating) = tree.migrating_over(&key) {
+            return tree.inode(migrating);
         }
-        self.forget_doomed(&key, inode, version);
-        Ok(())
+        let (parent, _) = tree.find_parent(&key)?;
+        let parent = tree.inode(parent)?;
+        let has_to_stay = parent.state.lock().unsent.content;
+        has_to_stay.then_some(parent)
     }
 }

@@ -1,25 +1,48 @@
-//! What has to go elsewhere before something is put at a key.
+//! What has to be done elsewhere before something is put at a key.
 //!
-//! An inode that was renamed leaves its object where it was until its own upload. Whoever is to be put there
-//! waits for that upload; two that wait for each other are parted by a copy aside.
+//! An inode that was renamed leaves its objects where they were until its own upload. Whoever is to be put there
+//! waits for that upload, and whatever is below a directory waits for the directory's; two that wait for each other
+//! are parted by a copy aside.
 
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use uuid::Uuid;
 
-use super::schedule::{Footprint, Turn};
+use super::schedule::Footprint;
 use super::worker::Progress;
 use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Inode, Remote};
-use crate::fs::journal::record::SentObject;
-use crate::fs::tree::Tree;
+use crate::fs::journal::record::Record;
+use crate::fs::tree::{Origin, RESERVED, Tree};
 use crate::store::Key;
+
+/// The folder of what has no place yet.
+const ASIDE: &str = "moving";
 
 /// How often an upload looks for something in its way: whoever moves names faster than we send has to wait.
 const VACATE_MAX: u32 = 1000;
+
+/// What has to be uploaded before an inode can be.
+#[derive(Debug)]
+enum Before {
+    /// A directory above it, which has no place in the bucket yet or another one than its name says.
+    Above(Arc<Inode>),
+    /// What still has its objects where the inode's belong.
+    InTheWay(Arc<Inode>),
+    /// The directory that its object leaves, which has to outlive it.
+    Left(Arc<Inode>),
+}
+
+/// Where an inode's objects belong, and where they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) to: Key,
+    pub(super) from: Key,
+}
 
 impl FileSystem {
     /// Brings what was changed about an inode before the call into the bucket.
@@ -31,8 +54,7 @@ impl FileSystem {
         self.upload_in_chain(inode, progress, Vec::new()).await
     }
 
-    /// Like [`FileSystem::upload`], for an inode whose object is in the way of the inodes in `chain`, each in the
-    /// way of the one before.
+    /// Like [`FileSystem::upload`], for an inode that each of the inodes in `chain` waits for by way of the next.
     fn upload_in_chain<'a>(
         &'a self,
         inode: &'a Arc<Inode>,
@@ -42,27 +64,44 @@ impl FileSystem {
         async move {
             chain.push(inode.ino);
             for _ in 0..VACATE_MAX {
-                let Some((key, from)) = self.places_of(inode) else {
-                    // A file without a name has no key to go to.
+                let Some(route) = self.route_of(inode) else {
+                    // What has no name has no key to go to.
                     return Ok(());
                 };
-                if let Some(other) = self.in_the_way(inode.ino, &key) {
-                    if chain.contains(&other.ino) {
+                if self.is_sent(inode) {
+                    return Ok(());
+                }
+                match self.before(inode, &route, &chain) {
+                    Some(Before::Above(above)) if chain.contains(&above.ino) => {
+                        // That one waits for what is to go below it, and cannot before.
+                        return self.move_aside(inode).await;
+                    }
+                    Some(Before::InTheWay(other)) if chain.contains(&other.ino) => {
                         self.move_aside(&other).await?;
-                    } else {
+                        continue;
+                    }
+                    Some(Before::Above(other) | Before::InTheWay(other) | Before::Left(other)) => {
                         self.upload_in_chain(&other, progress, chain.clone())
                             .await?;
+                        continue;
                     }
+                    None => {}
+                }
+                let is_directory = self.tree.lock().is_directory(inode.ino) == Some(true);
+                let _turn = self.turnstile.enter(route.footprint(inode.ino)).await;
+                if self.route_of(inode).as_ref() != Some(&route)
+                    || self.before(inode, &route, &chain).is_some()
+                {
                     continue;
                 }
-                let footprint = Footprint::key(key.clone())
-                    .and(Footprint::key(from.clone()))
-                    .and(Footprint::inode(inode.ino));
-                let _turn = self.turnstile.enter(footprint).await;
-                if self.places_of(inode) == Some((key.clone(), from))
-                    && self.in_the_way(inode.ino, &key).is_none()
-                    && self.upload_to(inode, &key, progress).await?
-                {
+                self.tree.lock().find_place(inode, self.now());
+                if !inode.state.lock().unsent.any() {
+                    continue;
+                }
+                if is_directory {
+                    // The next round finds out whether anything is left to do.
+                    self.upload_directory(inode, &route, progress).await?;
+                } else if self.upload_to(inode, &route.to, progress).await? {
                     return Ok(());
                 }
             }
@@ -71,107 +110,176 @@ impl FileSystem {
         .boxed()
     }
 
-    /// The key that an inode's name spells, and the one that its object is at.
-    fn places_of(&self, inode: &Inode) -> Option<(Key, Key)> {
-        let key = self.tree.lock().key_of(inode.ino)?;
-        let from = inode.state.lock().moved_from.clone();
-        Some((key.clone(), from.unwrap_or(key)))
-    }
-
-    /// The inode whose object is at `key` and has to go elsewhere first.
-    fn in_the_way(&self, ino: u64, key: &Key) -> Option<Arc<Inode>> {
-        let tree = self.tree.lock();
-        let other = tree.moved_from(key).filter(|other| *other != ino)?;
-        tree.inode(other)
-    }
-
-    /// Waits for the turn at the keys that `spell` names, like [`FileSystem::turn_at`], with nothing in the way at
-    /// the keys `over`, or below them if they are directories'.
-    pub(crate) async fn turn_at_vacated<K: PartialEq + Send + Sync>(
-        &self,
-        spell: impl Fn(&Tree) -> Result<K, FsError> + Send + Sync,
-        over: impl Fn(&K) -> Vec<Key> + Send + Sync,
-        footprint: impl Fn(&K) -> Footprint + Send + Sync,
-    ) -> Result<(Turn, K), FsError> {
-        loop {
-            let keys = spell(&self.tree.lock())?;
-            for inode in self.moving_over(&over(&keys)) {
-                self.upload(&inode, &Progress::default()).await?;
-            }
-            let (turn, keys) = self.turn_at(&spell, &footprint).await?;
-            if self.moving_over(&over(&keys)).is_empty() {
-                return Ok((turn, keys));
-            }
+    /// Whether nothing of the inode is left to send.
+    fn is_sent(&self, inode: &Inode) -> bool {
+        let mut state = inode.state.lock();
+        let is_sent = !state.unsent.any();
+        if is_sent {
+            self.settle(inode.ino, &mut state);
         }
+        is_sent
     }
 
-    /// The inodes whose objects have to go elsewhere before anything is done at these keys, or below those that
-    /// are directories'.
-    pub(crate) fn moving_over(&self, keys: &[Key]) -> Vec<Arc<Inode>> {
+    /// `None` if the inode has no name.
+    fn route_of(&self, inode: &Inode) -> Option<Route> {
         let tree = self.tree.lock();
-        let moving = keys.iter().flat_map(|key| {
-            if key.is_dir() {
-                tree.moving_over(key)
-            } else {
-                tree.moved_from(key).into_iter().collect()
-            }
-        });
-        moving.filter_map(|ino| tree.inode(ino)).collect()
+        if tree.is_directory(inode.ino)? {
+            let from = tree.key_of(inode.ino)?;
+            let to = match tree.migration(inode.ino) {
+                Some(to) => to,
+                None => tree.destination(inode.ino)?,
+            };
+            return Some(Route { to, from });
+        }
+        let to = tree.key_of(inode.ino)?;
+        let from = inode.state.lock().moved_from.clone();
+        Some(Route {
+            from: from.unwrap_or_else(|| to.clone()),
+            to,
+        })
     }
 
-    /// Brings an object that is in the way, and cannot go to its place before what it is in the way of, to a
+    fn before(&self, inode: &Inode, route: &Route, chain: &[u64]) -> Option<Before> {
+        let tree = self.tree.lock();
+        // A copy that was begun is finished, wherever the directory is to go then.
+        if tree.migration(inode.ino).is_none()
+            && let Some(above) = tree.displaced_ancestor(inode.ino)
+        {
+            return Some(Before::Above(above));
+        }
+        if let Some(other) = tree.in_the_way(inode.ino, route) {
+            return Some(Before::InTheWay(other));
+        }
+        if route.from == route.to {
+            return None;
+        }
+        let (left, _) = tree.find_parent(&route.from)?;
+        let left = tree.inode(left).filter(|left| !chain.contains(&left.ino))?;
+        let has_to_stay = left.state.lock().unsent.content;
+        has_to_stay.then_some(Before::Left(left))
+    }
+
+    /// Brings objects that are in the way, and cannot go to their place before what they are in the way of, to a
     /// place between.
     async fn move_aside(&self, inode: &Arc<Inode>) -> Result<(), FsError> {
+        let origin = self.tree.lock().origin(inode.ino);
+        if let Origin::Elsewhere(from) = origin {
+            let route = Route {
+                to: Key::new(format!("{RESERVED}/{ASIDE}/{}/", Uuid::now_v7())),
+                from,
+            };
+            let _turn = self.turnstile.enter(route.footprint(inode.ino)).await;
+            let is_still_there = {
+                let tree = self.tree.lock();
+                tree.origin(inode.ino) == Origin::Elsewhere(route.from.clone())
+                    && tree.migration(inode.ino).is_none()
+            };
+            if !is_still_there {
+                return Ok(());
+            }
+            return self.migrate(inode, &route, &Progress::default()).await;
+        }
         let Some(from) = inode.state.lock().moved_from.clone() else {
             return Ok(());
         };
-        let footprint = Footprint::key(from.clone()).and(Footprint::inode(inode.ino));
-        let turn = self.turnstile.enter(footprint).await;
-        let remote = inode.state.lock().remote.clone();
-        let Some(remote) = remote.filter(|remote| remote.key == from) else {
+        let at = Footprint::key(from.clone()).and(Footprint::inode(inode.ino));
+        let turn = self.turnstile.enter(at).await;
+        let remote = {
+            let state = inode.state.lock();
+            state
+                .remote
+                .clone()
+                .filter(|_| state.moved_from.as_ref() == Some(&from))
+        };
+        let Some(remote) = remote else {
             return Ok(());
         };
-        let (aside, version) = self.copy_to_reserved("moving", inode, &remote).await?;
-        let left = durable::sent(&remote);
-        {
+        let (aside, version) = self.copy_to_reserved(ASIDE, inode, &remote).await?;
+        let copy = Remote {
+            key: aside,
+            version,
+            modified: None,
+            ..remote.clone()
+        };
+        let left = {
             let mut tree = self.tree.lock();
-            {
-                let mut state = inode.state.lock();
-                state.remote = Some(Remote {
-                    key: aside,
-                    version,
-                    modified: None,
-                    ..remote
-                });
+            let mut state = inode.state.lock();
+            let left = if state.moved_from.as_ref() == Some(&from) {
+                let left = durable::sent(&remote);
+                state.remote = Some(copy);
                 self.record_base(inode.ino, &mut state, Some(left.clone()))?;
-            }
+                left
+            } else {
+                // It has lost its name meanwhile, and its object is somebody else's matter.
+                let left = durable::sent(&copy);
+                self.append_or_warn(&Record::Doomed(left.clone()));
+                left
+            };
+            drop(state);
             tree.note_place(inode, self.now());
-            self.leave(&mut tree, left.clone());
-        }
+            self.leave(&mut tree, left)
+        };
         drop(turn);
-        self.delete_left(&left.key).await
+        let now = self.now();
+        self.uploader.tell(|queue| queue.urgent(left.ino, now));
+        Ok(())
     }
+}
 
-    /// An object that nobody needs stays, hidden, until it is deleted.
-    fn leave(&self, tree: &mut Tree, left: SentObject) {
-        let key = left.key.clone();
-        let nameless = tree.nameless(self.remote_of(left));
-        tree.add_orphan(key, nameless);
-    }
-
-    /// Deletes what was left at `key`; what cannot be deleted now is tried again later.
-    async fn delete_left(&self, key: &Key) -> Result<(), FsError> {
-        let left = self.tree.lock().orphans_at(key);
-        for (_, inode) in left {
-            if inode.state.lock().opens > 0 {
-                continue;
+impl Route {
+    /// The keys that the way touches: of a directory that stays where it is, its marker's. There is never a file and
+    /// a directory of one name: some stores have no room for both, and other hosts would see both.
+    fn footprint(&self, ino: u64) -> Footprint {
+        let stays = self.from == self.to;
+        let at = |key: &Key| match counterpart(key) {
+            Counterpart::File(file) if stays => {
+                Footprint::key(key.clone()).and(Footprint::key(file))
             }
-            if let Err(error) = self.delete_orphan(&inode).await {
-                self.note_error(&format!("delete of {key:?}"), &error);
-                let now = self.now();
-                self.uploader.tell(|queue| queue.urgent(inode.ino, now));
+            Counterpart::File(file) => Footprint::below(key.clone()).and(Footprint::key(file)),
+            Counterpart::Directory(directory) => {
+                Footprint::key(key.clone()).and(Footprint::below(directory))
+            }
+        };
+        at(&self.from).and(at(&self.to)).and(Footprint::inode(ino))
+    }
+}
+
+/// What else could have the name of what is at a key.
+pub(super) enum Counterpart {
+    File(Key),
+    Directory(Key),
+}
+
+/// See [`Counterpart`].
+pub(super) fn counterpart(key: &Key) -> Counterpart {
+    match key.as_str().strip_suffix('/') {
+        Some(file) => Counterpart::File(Key::new(file)),
+        None => Counterpart::Directory(Key::new(format!("{key}/"))),
+    }
+}
+
+impl Tree {
+    /// What else than the inode still has its objects where the way ends: there, around it, where something of the
+    /// same name and another kind would be, or, where the objects of a directory are to go, within.
+    fn in_the_way(&self, ino: u64, Route { to, from }: &Route) -> Option<Arc<Inode>> {
+        let mut others = self.occupants_around(to);
+        let mut add_within = |directory: &Key| {
+            others.extend(self.occupants_below(directory));
+            others.extend(self.moved_from_below(directory));
+        };
+        match counterpart(to) {
+            Counterpart::Directory(directory) => {
+                add_within(&directory);
+                others.extend(self.moved_from(to));
+            }
+            Counterpart::File(file) => {
+                if to != from {
+                    add_within(to);
+                }
+                others.extend(self.moved_from(&file));
             }
         }
-        Ok(())
+        let other = others.into_iter().find(|other| *other != ino);
+        self.inode(other?)
     }
 }

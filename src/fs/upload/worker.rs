@@ -13,7 +13,7 @@ use super::plan::{Part, UploadPlan};
 use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Frozen, Inode, Remote};
+use crate::fs::inode::{Attempt, Frozen, Inode, Remote};
 use crate::fs::journal::record::{Record, SentObject};
 use crate::fs::ops::io::KEPT_BASE_MAX;
 use crate::fs::staging::ContentSource;
@@ -35,7 +35,7 @@ impl Progress {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn advance(&self) {
+    pub(super) fn advance(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -65,6 +65,15 @@ impl FileSystem {
     ) -> Result<bool, FsError> {
         // The inode may get another name meanwhile: then nobody shall take its object for another file.
         let _hidden = self.hide(key);
+        // What the inode was called before may have its bytes, though nobody was told.
+        let earlier = inode.state.lock().attempt.clone();
+        if let Some(earlier) = earlier.filter(|earlier| earlier.key != *key) {
+            let is_ours = self.adopt(inode, &earlier.key, &earlier.write).await?;
+            inode.state.lock().attempt = None;
+            if is_ours {
+                return Ok(false);
+            }
+        }
         let mut adoptions = 0;
         loop {
             let (frozen, write) = match self.begin_upload(inode, key)? {
@@ -75,9 +84,9 @@ impl FileSystem {
             let error = match self.send_in_order(key, &frozen, progress).await {
                 Ok(sent) => {
                     let left = self.end_upload(inode, key, &frozen, sent)?;
-                    if let Some(left) = left {
-                        self.delete_while_held(&left).await;
-                    }
+                    // The turn covers its key too.
+                    self.delete_together(&left.into_iter().collect::<Vec<_>>())
+                        .await;
                     return Ok(true);
                 }
                 Err(error) => error,
@@ -104,21 +113,6 @@ impl FileSystem {
         }
     }
 
-    /// Deletes what an upload has left, whose turn covers its key too.
-    async fn delete_while_held(&self, left: &Arc<Inode>) {
-        let Some(remote) = left.state.lock().remote.clone() else {
-            return;
-        };
-        match self.delete_version(&remote.key, &remote.version).await {
-            Ok(()) => self.forget_doomed(&remote.key, left, Some(remote.version)),
-            Err(error) => {
-                self.note_error(&format!("delete of {:?}", remote.key), &error);
-                let now = self.now();
-                self.uploader.tell(|queue| queue.urgent(left.ino, now));
-            }
-        }
-    }
-
     /// Freezes what is to be sent, and writes down that it is. If nobody knows how the upload before has ended, this
     /// is another attempt at the same write.
     fn begin_upload(&self, inode: &Inode, key: &Key) -> Result<Begun, FsError> {
@@ -128,26 +122,28 @@ impl FileSystem {
         }
         let mut state = inode.state.lock();
         drop(tree);
-        let write = state
-            .write
-            .as_ref()
-            .map_or_else(WriteId::new, WriteId::again);
+        let earlier = state.attempt.as_ref().map(|attempt| &attempt.write);
+        let write = earlier.map_or_else(WriteId::new, WriteId::again);
         let Some(frozen) = state.freeze(inode.ino, key, &write) else {
             // Its object has come back to where the name is, or was found there.
             self.settle(inode.ino, &mut state);
             return Ok(Begun::NothingToSend);
         };
         let ino = inode.ino;
+        let attempt = Attempt {
+            key: key.clone(),
+            write: write.clone(),
+        };
         let sending = Record::Sending {
             ino,
-            write: write.clone(),
+            attempt: attempt.clone(),
         };
         if let Err(error) = self.record(ino, &mut state, &sending) {
             state.not_uploaded(&frozen);
             return Err(error.into());
         }
         state.sending = true;
-        state.write = Some(write.clone());
+        state.attempt = Some(attempt);
         Ok(Begun::Sending(Box::new(frozen), write))
     }
 
@@ -198,7 +194,7 @@ impl FileSystem {
                 self.settings.cache.keep(remote.content, &body);
             }
             state.uploaded(frozen, remote);
-            state.write = None;
+            state.attempt = None;
             state.overwrites = overwrites;
             if settled {
                 self.forget_changed(ino, &mut state);
@@ -231,12 +227,7 @@ impl FileSystem {
             }
             self.add_orphans(tree, vec![(key.clone(), Arc::clone(inode))]);
         }
-        left.map(|left| {
-            let key = left.key.clone();
-            let nameless = tree.nameless(self.remote_of(left));
-            tree.add_orphan(key, Arc::clone(&nameless));
-            nameless
-        })
+        left.map(|left| self.leave(tree, left))
     }
 
     /// Whether what stands at the key is what an attempt at this upload made, whose answer was lost. The file is
@@ -273,9 +264,8 @@ impl FileSystem {
             };
             self.arrived(&mut tree, inode, key, left)
         };
-        if let Some(left) = left {
-            self.delete_while_held(&left).await;
-        }
+        self.delete_together(&left.into_iter().collect::<Vec<_>>())
+            .await;
         Ok(true)
     }
 
@@ -291,7 +281,7 @@ impl FileSystem {
     }
 
     async fn send(&self, key: &Key, frozen: &Frozen, progress: &Progress) -> Result<Sent, FsError> {
-        self.settle_orphans(key, Some(frozen)).await?;
+        self.settle_orphans_at(key, Some(frozen)).await?;
         let metadata = frozen.marked.clone();
         if let (None, Some(base)) = (&frozen.content, &frozen.base) {
             if base.key != *key {

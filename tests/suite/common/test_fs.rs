@@ -336,8 +336,8 @@ impl TestFs {
             Err(FsError::NoEntry) => self.create(path).await?,
             opened => opened?,
         };
-        file.write_at(0, bytes)?;
-        file.close().await
+        let written = file.write_at(0, bytes);
+        written.and(file.close().await)
     }
 
     pub(crate) async fn read(&self, path: &str) -> Result<Vec<u8>, FsError> {
@@ -354,7 +354,9 @@ impl TestFs {
 
     pub(crate) async fn mkdir(&self, path: &str) -> Result<u64, FsError> {
         let (parent, name) = self.parent(path).await?;
-        Ok(self.fs.mkdir(parent, name, 0o755, CALLER).await?.ino)
+        let entry = self.fs.mkdir(parent, name, 0o755, CALLER).await?;
+        self.follow().await;
+        Ok(entry.ino)
     }
 
     /// Makes a directory of any name at the root.
@@ -369,11 +371,10 @@ impl TestFs {
 
     pub(crate) async fn symlink(&self, path: &str, target: &str) -> Result<u64, FsError> {
         let (parent, name) = self.parent(path).await?;
-        Ok(self
-            .fs
-            .symlink(parent, name, target.as_bytes(), CALLER)
-            .await?
-            .ino)
+        let target = target.as_bytes();
+        let entry = self.fs.symlink(parent, name, target, CALLER).await?;
+        self.follow().await;
+        Ok(entry.ino)
     }
 
     pub(crate) async fn unlink(&self, path: &str) -> Result<(), FsError> {
@@ -385,7 +386,9 @@ impl TestFs {
 
     pub(crate) async fn rmdir(&self, path: &str) -> Result<(), FsError> {
         let (parent, name) = self.parent(path).await?;
-        self.fs.rmdir(parent, name).await
+        self.fs.rmdir(parent, name).await?;
+        self.follow().await;
+        Ok(())
     }
 
     pub(crate) async fn rename(&self, from: &str, to: &str) -> Result<(), FsError> {

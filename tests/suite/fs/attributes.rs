@@ -110,6 +110,7 @@ on_each_store! {
         fs.put_object("implicit/x", b"x").await;
         for path in ["d", "implicit"] {
             fs.setattr(path, mode(0o1700)).await.unwrap();
+            fs.drained().await;
             assert_eq!(
                 fs.other_host().await.attr(path).await.unwrap().mode,
                 0o1700,
@@ -128,6 +129,7 @@ on_each_store! {
             ..SetAttr::default()
         };
         fs.setattr("", change).await.unwrap();
+        fs.drained().await;
         let (attr, _) = fs.other_host().await.getattr(ROOT).await.unwrap();
         assert_eq!((attr.uid, attr.mode), (999, 0o700));
         assert_eq!(fs.ls("").await, [""; 0]);
@@ -162,6 +164,7 @@ on_each_store! {
             fs.mknod(ROOT, OsStr::new(name), kind, 0o640, 0x103, CALLER)
                 .await
                 .unwrap();
+            fs.drained().await;
             let attr = fs.other_host().await.attr(name).await.unwrap();
             assert_eq!((attr.kind, attr.mode), (kind, 0o640), "{name}");
             if kind == FileKind::CharDevice {

@@ -78,20 +78,20 @@ async fn a_chmod_that_the_store_refuses_is_kept_named_and_sent_later() {
 }
 
 #[tokio::test]
-async fn a_directory_that_could_not_be_removed_is_still_there_and_a_file_goes_later() {
+async fn what_is_removed_while_the_store_refuses_is_gone_here_and_goes_there_later() {
     let (fs, faults) = faulty().await;
     fs.write("a", b"x").await.unwrap();
     fs.mkdir("d").await.unwrap();
-    faults.deny_writes(1);
-    assert!(is_denied(&fs.rmdir("d").await));
-    faults.deny_writes(2);
+    faults.deny_writes(100);
+    fs.rmdir("d").await.unwrap();
     fs.unlink("a").await.unwrap();
     fs.let_ttl_pass();
     assert_eq!(fs.keys().await, ["a", "d/"]);
-    assert_eq!(fs.ls("").await, ["d/"]);
-    assert_eq!(fs.after_crash().await.ls("").await, ["d/"]);
+    assert_eq!(fs.ls("").await, [""; 0]);
+    let fs = fs.after_crash().await;
+    assert_eq!(fs.ls("").await, [""; 0]);
+    faults.deny_writes(0);
     fs.drained().await;
-    fs.rmdir("d").await.unwrap();
     assert_eq!(fs.keys().await, [""; 0]);
 }
 
@@ -109,18 +109,36 @@ async fn a_file_whose_removal_the_store_refuses_does_not_come_back_with_the_next
 }
 
 #[tokio::test]
-async fn a_directory_whose_rename_fails_midway_is_where_it_was_and_nowhere_else() {
+async fn a_directory_whose_objects_are_refused_midway_has_its_new_name_and_all_its_files() {
     let (fs, faults) = faulty().await;
     for i in 0..20 {
         fs.put_object(&format!("d/{i:02}"), b"x").await;
     }
-    let keys = fs.keys().await;
-    faults.deny_writes_after(7, 1);
-    assert!(is_denied(&fs.rename("d", "e").await));
-    assert_eq!(fs.keys().await, keys);
-    assert_eq!(fs.ls("").await, ["d/"]);
+    faults.deny_writes_after(7, 100);
     fs.rename("d", "e").await.unwrap();
-    assert_eq!(fs.ls("e").await.len(), 20);
+    assert!(is_denied(&fs.drain(Duration::from_secs(10)).await));
+    // Seven copies are there, of which nobody hears.
+    assert_eq!(fs.keys().await.len(), 27);
+    let fs = fs.after_crash().await.after_crash().await;
+    {
+        fs.let_ttl_pass();
+        assert_eq!(fs.ls("").await, ["e/"]);
+        assert_eq!(fs.ls("e").await.len(), 20);
+        assert_eq!(fs.read("e/13").await.unwrap(), b"x");
+        // What had its name meanwhile.
+        fs.rename("e", "f").await.unwrap();
+        fs.unlink("f/00").await.unwrap();
+        fs.unlink("f/19").await.unwrap();
+        assert_eq!(fs.ls("").await, ["f/"]);
+        faults.deny_writes(0);
+        let before = fs.bucket.requests().of("copy");
+        fs.drained().await;
+        // What was copied before is not copied again; then all go where the second rename has brought them.
+        assert!(fs.bucket.requests().of("copy") - before <= 13 + 18);
+        let expected: Vec<String> = (1..19).map(|i| format!("f/{i:02}")).collect();
+        assert_eq!(fs.keys().await, expected);
+        assert_eq!(fs.ls("").await, ["f/"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

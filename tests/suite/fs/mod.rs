@@ -34,6 +34,7 @@ mod names;
 // Reading and writing.
 mod content;
 mod crashes;
+mod directories;
 // Modes, owners, times.
 mod attributes;
 // unlink, rmdir, rename.

@@ -4,7 +4,7 @@ use bucketvol::config::options::WriteOptions;
 use bucketvol::fs::{FsError, RenameMode};
 use bucketvol::store::Bucket;
 
-use crate::common::test_fs::{PART, TestFs, pattern};
+use crate::common::test_fs::{PART, ROOT, TestFs, pattern};
 
 on_each_store! {
     async fn unlink_deletes_the_object(fs: TestFs) {
@@ -208,6 +208,10 @@ on_each_store! {
         let file = fs.open("d/a").await.unwrap();
         fs.unlink("d/a").await.unwrap();
         fs.rmdir("d").await.unwrap();
+        fs.let_ttl_pass();
+        assert_eq!(fs.ls("").await, [""; 0]);
+        assert_eq!(fs.keys().await, ["d/a"], "it waits for its last close");
+        fs.fsyncdir(ROOT).await.unwrap();
         assert_eq!(fs.keys().await, [""; 0]);
         assert_eq!(file.read_all().await.unwrap(), b"bytes");
         file.close().await.unwrap();
@@ -283,6 +287,7 @@ async fn a_hundred_files_written_beside_and_renamed_into_place_are_a_hundred_put
 {
     let fs = TestFs::with(Arc::new(Bucket::memory()), WriteOptions::default()).await;
     fs.mkdir("d").await.unwrap();
+    fs.drained().await;
     let (_, requests) = fs
         .requests_of(async {
             for i in 0..100 {

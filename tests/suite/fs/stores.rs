@@ -22,6 +22,7 @@ struct Volume {
     fs: TestFs,
     faults: Arc<Faults>,
     files: BTreeMap<&'static str, Vec<u8>>,
+    modes: BTreeMap<&'static str, u32>,
 }
 
 impl Volume {
@@ -44,7 +45,12 @@ impl Volume {
             files.insert(name, BYTES[..len].to_vec());
             fs.put_object(name, &files[name]).await;
         }
-        Self { fs, faults, files }
+        Self {
+            fs,
+            faults,
+            files,
+            modes: BTreeMap::new(),
+        }
     }
 
     /// A change of each kind. No time passes: all of them wait.
@@ -66,6 +72,7 @@ impl Volume {
             ..SetAttr::default()
         };
         fs.setattr("mode", mode).await.unwrap();
+        self.modes.insert("mode", 0o600);
         fs.unlink("gone").await.unwrap();
         self.files.remove("gone");
         for (from, to) in [
@@ -79,6 +86,25 @@ impl Volume {
             let bytes = self.files.remove(from).unwrap();
             self.files.insert(to, bytes);
         }
+    }
+
+    /// Further changes of what was changed. No time passes here either.
+    async fn change_again(&mut self) {
+        let fs = &self.fs;
+        for gone in ["new", "over", "mode"] {
+            fs.unlink(gone).await.unwrap();
+            self.files.remove(gone);
+            self.modes.remove(gone);
+        }
+        for (from, to) in [("new large", "from"), ("to", "changed"), ("left", "mode")] {
+            fs.rename(from, to).await.unwrap();
+            let bytes = self.files.remove(from).unwrap();
+            self.files.insert(to, bytes);
+        }
+        fs.write("right", b"anew").await.unwrap();
+        self.files.insert("right", b"anew".to_vec());
+        fs.write("new", b"another").await.unwrap();
+        self.files.insert("new", b"another".to_vec());
     }
 
     /// The daemon is killed, and started again.
@@ -103,9 +129,13 @@ impl Volume {
                 "{name} in the bucket"
             );
         }
-        assert_eq!(other.attr("mode").await.unwrap().mode, 0o600);
+        for (name, mode) in &self.modes {
+            assert_eq!(other.attr(name).await.unwrap().mode, *mode, "{name}");
+        }
         let next = self.fs.after_crash().await;
         assert_eq!(next.status().pending, [], "what is done is not done again");
+        next.settled().await;
+        assert_eq!(next.keys().await, keys);
     }
 }
 
@@ -217,6 +247,45 @@ async fn a_lost_answer_and_an_outage_make_no_conflict_with_ourselves() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn answers_lost_twice_in_a_row_make_no_conflict_with_ourselves() {
+    for crash in [false, true] {
+        for n in 0..40 {
+            for again in 0..2 {
+                if !lose_an_answer(n, Some(again), crash).await {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// An upload that was done though nobody knows is no obstacle to what is done to the file next, nor does its object
+/// come back under a name that was given up.
+#[tokio::test(start_paused = true)]
+async fn what_is_changed_after_a_lost_answer_ends_as_it_was_changed_last() {
+    for n in 0..40 {
+        said(format_args!("write {n}"));
+        let mut volume = Volume::new().await;
+        volume.change().await;
+        volume.faults.lose_an_answer_and_go(n);
+        volume.fs.pass(GIVEN_UP).await;
+        let was_hit = volume.faults.has_gone();
+        volume.faults.end();
+        volume.change_again().await;
+        volume.ends_well().await;
+        if !was_hit {
+            return;
+        }
+    }
+    panic!("there are more writes than this looks at");
+}
+
+#[expect(clippy::print_stdout, reason = "shown when the test fails")]
+fn said(what: std::fmt::Arguments<'_>) {
+    println!("{what}");
+}
+
 /// The process that has sent it is gone, and the next one has not sent anything yet.
 #[tokio::test(start_paused = true)]
 async fn a_file_whose_upload_was_done_without_an_answer_can_be_read_after_a_crash() {
@@ -235,24 +304,4 @@ async fn a_file_whose_upload_was_done_without_an_answer_can_be_read_after_a_cras
         assert!(volume.fs.read("changed").await.unwrap() == volume.files["changed"]);
         volume.ends_well().await;
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn answers_lost_twice_in_a_row_make_no_conflict_with_ourselves() {
-    for crash in [false, true] {
-        for n in 0..40 {
-            let mut was_hit = false;
-            for again in 0..2 {
-                was_hit = lose_an_answer(n, Some(again), crash).await;
-            }
-            if !was_hit {
-                break;
-            }
-        }
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "shown when the test fails")]
-fn said(what: std::fmt::Arguments<'_>) {
-    println!("{what}");
 }

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::config::options::WriteOptions;
-use bucketvol::fs::FsError;
+use bucketvol::fs::{FsError, RenameMode};
 use bucketvol::store::Bucket;
 
 use crate::common::test_fs::{TestFs, pattern};
 
 const PROGRAMS: u64 = 12;
 const STEPS: u64 = 150;
-const PATHS: [&str; 7] = ["a", "b", "c", "d/a", "d/b", "e/a", "e/b"];
+const PATHS: [&str; 9] = ["a", "b", "c", "d/a", "d/b", "e/a", "e/b", "d/s/a", "e/s/a"];
+const DIRECTORIES: [&str; 5] = ["d", "e", "d/s", "e/s", "f"];
 
 /// Numbers that are the same in every run of one seed.
 pub(super) struct Random(pub(super) u64);
@@ -26,7 +27,11 @@ impl Random {
     }
 
     fn path(&mut self) -> &'static str {
-        PATHS[usize::try_from(self.below(PATHS.len() as u64)).unwrap()]
+        self.of(&PATHS)
+    }
+
+    fn of(&mut self, choice: &[&'static str]) -> &'static str {
+        choice[usize::try_from(self.below(choice.len() as u64)).unwrap()]
     }
 }
 
@@ -40,20 +45,24 @@ fn may_happen(error: &FsError) -> bool {
             | FsError::IsDirectory
             | FsError::NotDirectory
             | FsError::NotEmpty
+            | FsError::Invalid("a directory cannot be moved into itself")
     )
 }
 
 async fn step(fs: &TestFs, random: &mut Random) -> Result<(), FsError> {
-    match random.below(10) {
+    match random.below(13) {
         0..=3 => {
             let len = usize::try_from(random.below(200_000)).unwrap();
             fs.write(random.path(), pattern(len)).await
         }
         4 | 5 => {
             let file = fs.open(random.path()).await?;
-            file.write_at(random.below(100_000), b"changed").unwrap();
-            file.fsync().await?;
-            file.close().await
+            let written = file.write_at(random.below(100_000), b"changed");
+            let synced = match written {
+                Ok(()) => file.fsync().await,
+                stale => stale,
+            };
+            file.close().await.and(synced)
         }
         6 => fs.unlink(random.path()).await,
         7 => fs.rename(random.path(), random.path()).await,
@@ -62,12 +71,17 @@ async fn step(fs: &TestFs, random: &mut Random) -> Result<(), FsError> {
             assert!(bytes.len() <= 200_000);
             Ok(())
         }
-        _ => {
-            let (from, to) = if random.below(2) == 0 {
-                ("d", "e")
-            } else {
-                ("e", "d")
+        9 => {
+            let exchange = RenameMode::Exchange;
+            let (from, to) = match random.below(3) {
+                0 => (random.path(), random.path()),
+                _ => (random.of(&DIRECTORIES), random.of(&DIRECTORIES)),
             };
+            fs.rename_as(from, to, exchange).await
+        }
+        10 => fs.rmdir(random.of(&DIRECTORIES)).await,
+        _ => {
+            let (from, to) = (random.of(&DIRECTORIES), random.of(&DIRECTORIES));
             match fs.rename(from, to).await {
                 Err(FsError::NotEmpty | FsError::NoEntry) => fs.mkdir(from).await.map(drop),
                 done => done,
@@ -78,18 +92,16 @@ async fn step(fs: &TestFs, random: &mut Random) -> Result<(), FsError> {
 
 async fn all_files(fs: &TestFs) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
-    for directory in ["", "d", "e"] {
-        if matches!(fs.ino(directory).await, Err(FsError::NoEntry)) {
-            continue;
-        }
-        for name in fs
-            .ls(directory)
-            .await
-            .iter()
-            .filter(|name| !name.ends_with('/'))
-        {
-            let path = format!("{directory}/{name}");
-            files.push((path.clone(), fs.read(&path).await.unwrap()));
+    let mut pending = vec![String::new()];
+    while let Some(directory) = pending.pop() {
+        for name in fs.ls(&directory).await {
+            let path = format!("{directory}{name}");
+            if path.ends_with('/') {
+                pending.push(path);
+            } else {
+                let bytes = fs.read(&path).await.unwrap();
+                files.push((path, bytes));
+            }
         }
     }
     files
@@ -134,7 +146,7 @@ async fn leave_the_bucket_equal_to_what_they_see(bucket: Arc<Bucket>) {
         fs.keys()
             .await
             .iter()
-            .all(|key| !key.starts_with(".bucketvol/orphans"))
+            .all(|key| !key.starts_with(".bucketvol/"))
     );
 }
 
