@@ -3,6 +3,7 @@
 //! Order is the contract: the parts, then the conditional complete, then the inode takes the new version. An
 //! upload that fails leaves the inode as dirty as it was.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -379,11 +380,13 @@ impl FileSystem {
                     }
                 };
                 progress.advance();
-                Ok::<_, FsError>(tag)
+                Ok::<_, FsError>((number, tag))
             })
-            .buffered(self.settings.concurrency.min(PARTS_IN_FLIGHT))
-            .try_collect()
+            // In whatever order they end: a part that has to be read first holds up none that is copied.
+            .buffer_unordered(self.settings.concurrency.min(PARTS_IN_FLIGHT))
+            .try_collect::<BTreeMap<u32, PartTag>>()
             .await
+            .map(|tags| tags.into_values().collect())
     }
 
     /// The bytes of a range of the file as it was frozen.
