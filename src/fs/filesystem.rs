@@ -3,7 +3,6 @@
 //! The operations are in `ops`, by family. This file holds what they share: the parts, how fresh truth is
 //! told from stale, and what an answer to the kernel looks like.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -19,7 +18,7 @@ use super::budget::StagingBudget;
 use super::cache::{BlockCache, ObjectSource};
 use super::error::FsError;
 use super::handles::Handles;
-use super::inode::{Inode, Remote, Unsent, UploadFailure};
+use super::inode::{Inode, Remote, UploadFailure};
 use super::journal::Journal;
 use super::name::{Name, NameError};
 use super::staging::Staging;
@@ -108,7 +107,7 @@ pub struct FileSystem {
     /// Orders changes of the bucket that touch a common key.
     pub(crate) turnstile: Arc<Turnstile>,
     pub(crate) uploader: Arc<Uploader>,
-    last_error: Mutex<Option<String>>,
+    pub(crate) last_error: Mutex<Option<String>>,
 }
 
 /// A name's answer to the kernel.
@@ -121,58 +120,6 @@ pub struct Entry {
     /// How long the kernel may believe both.
     pub ttl: Duration,
 }
-
-/// Figures of one volume.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Status {
-    /// Bytes written that are not in the bucket.
-    pub dirty_bytes: u64,
-    /// Files that differ from their objects.
-    pub dirty_files: u64,
-    /// Bytes of the daemon's block cache in use.
-    pub cache_bytes: u64,
-    /// Blocks looked up in it.
-    pub cache_lookups: u64,
-    /// Those that were there.
-    pub cache_hits: u64,
-    /// Requests to the store, by verb.
-    pub requests: BTreeMap<String, u64>,
-    /// The last failure that a program was told of.
-    pub last_error: Option<String>,
-    /// Changes that are not in the bucket yet.
-    pub pending_changes: u64,
-    /// At most a thousand of them, by key.
-    pub pending: Vec<Pending>,
-}
-
-/// A change that is not in the bucket yet.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pending {
-    /// The key it is to be done at.
-    pub key: String,
-    /// What is to be done.
-    pub change: Change,
-    /// Bytes to send.
-    pub bytes: u64,
-    /// Why the last attempt failed, if the store refused it.
-    pub reason: Option<String>,
-}
-
-/// What a pending change is about: the first that holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Change {
-    /// Bytes of a file.
-    Content,
-    /// Its object is still where its name was.
-    Name,
-    /// Its attributes.
-    Attributes,
-    /// An object without a name.
-    Removal,
-}
-
-/// So many pending changes are shown.
-const PENDING_SHOWN: usize = 1000;
 
 /// See [`FileSystem::hide`].
 #[derive(Debug)]
@@ -299,79 +246,6 @@ impl FileSystem {
     /// The bucket behind it.
     pub fn bucket(&self) -> &Arc<Bucket> {
         &self.bucket
-    }
-
-    /// Figures to show.
-    pub fn status(&self) -> Status {
-        let mut status = Status {
-            cache_bytes: self.settings.cache.used_bytes(),
-            requests: self
-                .bucket
-                .requests()
-                .0
-                .into_iter()
-                .map(|(verb, count)| (verb.to_owned(), count))
-                .collect(),
-            last_error: self.last_error.lock().clone(),
-            ..Status::default()
-        };
-        (status.cache_lookups, status.cache_hits) = self.settings.cache.lookups_and_hits();
-        let tree = self.tree.lock();
-        for inode in tree.inodes() {
-            let state = inode.state.lock();
-            if state.is_pending() {
-                let bytes = state
-                    .staged
-                    .as_ref()
-                    .map_or(0, |staged| staged.dirty_bytes());
-                status.dirty_files += 1;
-                status.dirty_bytes += bytes;
-                let change = match (state.attr.kind, state.unsent) {
-                    (
-                        _,
-                        Unsent {
-                            place: true,
-                            content: false,
-                            ..
-                        },
-                    ) => Change::Name,
-                    (FileKind::Directory, Unsent { place: true, .. }) => Change::Name,
-                    (FileKind::Directory, _) => Change::Attributes,
-                    (_, Unsent { content: true, .. }) => Change::Content,
-                    _ => Change::Attributes,
-                };
-                let reason = state.failure.as_ref().map(|f| f.error.to_string());
-                drop(state);
-                status.pending.push(Pending {
-                    key: tree
-                        .final_key(inode.ino)
-                        .map_or_else(String::new, |key| key.to_string()),
-                    change,
-                    bytes,
-                    reason,
-                });
-            }
-        }
-        status
-            .pending
-            .extend(tree.unused_orphans().map(|key| Pending {
-                key: key.to_string(),
-                change: Change::Removal,
-                bytes: 0,
-                reason: None,
-            }));
-        drop(tree);
-        status.pending_changes = status.pending.len() as u64;
-        status.pending.sort_unstable();
-        status.pending.truncate(PENDING_SHOWN);
-        status
-    }
-
-    /// Whether anything is to be done that is not in the bucket yet.
-    pub fn has_pending(&self) -> bool {
-        let tree = self.tree.lock();
-        let is_pending = |inode: &Arc<Inode>| inode.state.lock().is_pending();
-        tree.inodes().any(is_pending) || tree.orphans().next().is_some()
     }
 
     /// Nobody uses the volume any more: nothing is sent from now on. What is not in the bucket is named in the

@@ -22,6 +22,7 @@ mod name;
 mod ops;
 mod readahead;
 mod staging;
+mod status;
 mod tree;
 mod upload;
 
@@ -29,8 +30,9 @@ pub use attr::{Attr, Caller, SetAttr};
 pub use budget::StagingBudget;
 pub use cache::BlockCache;
 pub use error::FsError;
-pub use filesystem::{Change, Entry, FileSystem, Pending, Settings, Status};
+pub use filesystem::{Entry, FileSystem, Settings};
 pub use name::{NAME_MAX, NameError};
 pub use ops::create::IfExists;
 pub use ops::dir::DirEntry;
 pub use ops::rename::RenameMode;
+pub use status::{Change, Pending, Status};
