@@ -297,6 +297,8 @@ impl Mount for FuseMount {
             cache_bytes: status.cache_bytes,
             cache_hits: status.cache_hits,
             cache_lookups: status.cache_lookups,
+            journal_bytes: status.journal_bytes,
+            journal_synced_bytes: status.journal_synced_bytes,
             requests: status.requests,
             last_error: status.last_error,
             pending_changes: status.pending_changes,

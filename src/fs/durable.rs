@@ -14,7 +14,7 @@ use super::journal::Left;
 use super::journal::record::{ChangedDirectory, ChangedInode, Record, SentObject};
 use super::journal::replay::{Replay, ReplayedInode};
 use super::staging::StagedContent;
-use super::tree::{ROOT, Tree};
+use super::tree::{Origin, ROOT, Tree};
 use crate::store::{Key, ObjectVersion};
 
 mod directory;
@@ -396,7 +396,13 @@ impl FileSystem {
             if let Some((object, Some(made_by))) = found
                 && made_by.is_of_the_write_of(&write)
             {
-                let is_in_place = self.tree.lock().key_of(ino).as_ref() == Some(&key);
+                let is_in_place = {
+                    let mut tree = self.tree.lock();
+                    if tree.origin(ino) == Origin::Nowhere {
+                        tree.set_origin(ino, Origin::Elsewhere(key.clone()), self.now());
+                    }
+                    tree.key_of(ino).as_ref() == Some(&key)
+                };
                 let object = SentObject {
                     key,
                     size: object.size,

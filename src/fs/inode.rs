@@ -230,6 +230,13 @@ impl InodeState {
         });
     }
 
+    /// The mark of an upload that begins now. If nobody knows how the one before has ended, it is another attempt at
+    /// the same write.
+    pub(crate) fn next_write(&self) -> WriteId {
+        let earlier = self.attempt.as_ref().map(|attempt| &attempt.write);
+        earlier.map_or_else(WriteId::new, WriteId::again)
+    }
+
     /// The state to upload to `key` as `write`, or `None` if all is in the bucket.
     pub(crate) fn freeze(&mut self, ino: u64, key: &Key, write: &WriteId) -> Option<Frozen> {
         if !self.unsent.any() {

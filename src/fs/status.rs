@@ -21,6 +21,10 @@ pub struct Status {
     pub cache_lookups: u64,
     /// Those that were there.
     pub cache_hits: u64,
+    /// Bytes of the journal's file.
+    pub journal_bytes: u64,
+    /// How many of them a crash of the host leaves.
+    pub journal_synced_bytes: u64,
     /// Requests to the store, by verb.
     pub requests: BTreeMap<String, u64>,
     /// The last failure that a program was told of.
@@ -73,6 +77,7 @@ impl FileSystem {
             ..Status::default()
         };
         (status.cache_lookups, status.cache_hits) = self.settings.cache.lookups_and_hits();
+        (status.journal_bytes, status.journal_synced_bytes) = self.journal.bytes_and_synced();
         let tree = self.tree.lock();
         let changed: Vec<Pending> = tree
             .inodes()

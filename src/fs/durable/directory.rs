@@ -1,6 +1,6 @@
 //! Directories in the journal. What is written down of one is always all of it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -21,7 +21,11 @@ pub(crate) struct Migrated {
     pub(crate) to: Key,
     pub(crate) copies: Vec<Copied>,
     /// Those that were not, because they did not move with it when it was begun.
-    pub(crate) skipped: BTreeSet<Key>,
+    pub(crate) skipped: HashSet<Key>,
+    /// Copies of those, which an earlier attempt has made.
+    pub(crate) needless: Vec<SentObject>,
+    /// Where the objects of directories were that were not below it then.
+    pub(crate) foreign: Vec<Key>,
 }
 
 /// An object of a directory, and its copy.
@@ -86,14 +90,14 @@ impl FileSystem {
         replaced: Option<&Arc<Inode>>,
     ) -> io::Result<()> {
         let (ino, now) = (inode.ino, self.now());
-        let Some(from) = tree.key_of(ino) else {
+        if tree.place_of(ino).is_none() {
             return Ok(());
-        };
+        }
         if let Some(replaced) = replaced {
             self.remove_directory(tree, replaced)?;
         }
         self.place_in_journal(tree, parent)?;
-        self.depart(tree, inode)?;
+        let left = self.depart(tree, inode)?;
         self.journal.append(&Record::Renamed {
             ino,
             parent,
@@ -106,7 +110,7 @@ impl FileSystem {
         })?;
         self.journal.note_place(ino, parent, name);
         tree.rename(ino, parent, name, now);
-        self.arrive(tree, inode, from);
+        self.arrive(tree, inode, left);
         Ok(())
     }
 
@@ -119,9 +123,7 @@ impl FileSystem {
         let keys = inodes.map(|inode| tree.key_of(inode.ino).unwrap_or_else(Key::root));
         let is_directory = inodes.map(|inode| tree.is_directory(inode.ino) == Some(true));
         let mut nameless = Nameless::default();
-        for inode in inodes {
-            self.depart(tree, inode)?;
-        }
+        let left = [self.depart(tree, inodes[0])?, self.depart(tree, inodes[1])?];
         // What stands at a file's key and is to be overwritten, the file that comes there overwrites.
         let mut overwrites = inodes.map(|inode| inode.state.lock().overwrites.clone());
         overwrites.swap(0, 1);
@@ -136,34 +138,41 @@ impl FileSystem {
             doomed: std::mem::take(&mut nameless.doomed),
         })?;
         tree.exchange(inodes[0].ino, inodes[1].ino, self.now());
-        for ((inode, from), overwrites) in inodes.into_iter().zip(keys).zip(overwrites) {
+        for ((inode, left), overwrites) in inodes.into_iter().zip(left).zip(overwrites) {
             if let Some((parent, name)) = tree.place_of(inode.ino) {
                 self.journal.note_place(inode.ino, parent, &name);
             }
             inode.state.lock().overwrites = overwrites;
             tree.note_place(inode, self.now());
-            self.arrive(tree, inode, from);
+            self.arrive(tree, inode, left);
         }
         self.add_orphans(tree, nameless.orphans);
         Ok(())
     }
 
-    /// Writes down where an inode's objects are, before its name changes.
-    fn depart(&self, tree: &Tree, inode: &Inode) -> io::Result<()> {
+    /// Writes down where an inode's objects are, before its name changes. Returns where a directory leaves some.
+    fn depart(&self, tree: &Tree, inode: &Inode) -> io::Result<Option<Key>> {
         let ino = inode.ino;
+        let mut state = inode.state.lock();
         let mut directory = tree.changed_directory(ino);
-        if let (Some(directory), Some(key)) = (&mut directory, tree.key_of(ino))
-            && directory.origin == Origin::InPlace
-        {
-            directory.origin = Origin::Elsewhere(key);
-        }
-        self.record_directory_as(tree, ino, &mut inode.state.lock(), directory)
+        let left = directory.as_mut().and_then(|directory| {
+            let left = match &directory.origin {
+                Origin::InPlace => tree.key_of(ino),
+                Origin::Elsewhere(key) => Some(key.clone()),
+                // Its marker may be there, though nobody was told.
+                Origin::Nowhere => state.attempt.as_ref().map(|attempt| attempt.key.clone()),
+            };
+            directory.origin = left.clone().map_or(Origin::Nowhere, Origin::Elsewhere);
+            left
+        });
+        self.record_directory_as(tree, ino, &mut state, directory)?;
+        Ok(left)
     }
 
-    /// An inode's name has changed; it was at `from` before, and a directory's objects are still.
-    fn arrive(&self, tree: &mut Tree, inode: &Inode, from: Key) {
-        if tree.origin(inode.ino) != Origin::Nowhere {
-            tree.set_origin(inode.ino, Origin::Elsewhere(from), self.now());
+    /// An inode's name has changed; a directory's objects are still where it has left them.
+    fn arrive(&self, tree: &mut Tree, inode: &Inode, left: Option<Key>) {
+        if let Some(left) = left {
+            tree.set_origin(inode.ino, Origin::Elsewhere(left), self.now());
         }
         let mut state = inode.state.lock();
         if state.unsent.any() {
@@ -201,7 +210,8 @@ impl FileSystem {
             .partition(|copied| tree.moves_with(&copied.original.key, directory));
         let originals = kept.iter().map(|copied| copied.original.clone());
         let copies = strayed.iter().map(|copied| copied.copy.clone());
-        let left: Vec<SentObject> = originals.chain(copies).collect();
+        let needless = migrated.needless.iter().cloned();
+        let left: Vec<SentObject> = originals.chain(copies).chain(needless).collect();
         let copies: HashMap<&Key, &Copied> = kept
             .iter()
             .map(|copied| (&copied.original.key, *copied))
@@ -282,7 +292,12 @@ fn carry(
             Origin::Elsewhere(key) => {
                 Origin::Elsewhere(migrated.moved_directory(&key).unwrap_or(key))
             }
-            origin => origin,
+            // It has come here while the others were copied.
+            Origin::InPlace => match &key {
+                Some(key) if migrated.foreign.contains(key) => Origin::Elsewhere(key.clone()),
+                _ => Origin::InPlace,
+            },
+            Origin::Nowhere => Origin::Nowhere,
         };
         let migration = directory.migration;
         let migration = migration.map(|to| migrated.moved_directory(&to).unwrap_or(to));
@@ -335,9 +350,9 @@ impl Migrated {
 
     /// Likewise, of the objects below `directory`.
     fn moved_directory(&self, directory: &Key) -> Option<Key> {
-        let skipped = self.skipped.range(directory..).next();
-        let is_skipped = skipped.is_some_and(|key| key.as_str().starts_with(directory.as_str()));
-        self.rebased(directory).filter(|_| !is_skipped)
+        let is_foreign = |foreign: &Key| directory.as_str().starts_with(foreign.as_str());
+        self.rebased(directory)
+            .filter(|_| !self.foreign.iter().any(is_foreign))
     }
 
     /// Where what is at `key` is copied to; `None` if it is not below the directory.

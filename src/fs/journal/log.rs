@@ -120,6 +120,11 @@ impl LogFile {
         self.end
     }
 
+    /// How much of the file is known to be on the disk.
+    pub(crate) fn synced_end(&self) -> u64 {
+        self.synced
+    }
+
     /// The file, for syncing it without holding up who appends.
     pub(crate) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)

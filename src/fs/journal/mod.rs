@@ -178,6 +178,12 @@ impl Journal {
         Ok(())
     }
 
+    /// Bytes of the log, and how many of them are known to be on the disk.
+    pub(crate) fn bytes_and_synced(&self) -> (u64, u64) {
+        let inner = self.inner.lock();
+        (inner.log.end(), inner.log.synced_end())
+    }
+
     /// Whether most of the log is about what is long settled.
     pub(crate) fn is_overgrown(&self) -> bool {
         let inner = self.inner.lock();

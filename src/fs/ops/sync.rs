@@ -104,7 +104,8 @@ impl FileSystem {
             loop {
                 let pending = self.pending();
                 if pending.is_empty() {
-                    return Ok(());
+                    // Nor does a crash of the host bring back what is gone.
+                    return Ok(self.journal.sync().await?);
                 }
                 match self.bring_all(pending).await {
                     // What lost a conflict has another name now, and is to go there.

@@ -257,6 +257,14 @@ impl Tree {
             .collect()
     }
 
+    /// Where below `origin` the objects of directories are that have no name below `directory`.
+    pub(crate) fn foreign_below(&self, origin: &Key, directory: u64) -> Vec<Key> {
+        below(&self.origins, origin)
+            .filter(|(_, ino)| !self.is_within(**ino, directory))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
     /// The nearest to the root of the directories above an inode whose objects are not in place yet.
     pub(crate) fn displaced_ancestor(&self, ino: u64) -> Option<Arc<Inode>> {
         let displaced = |ino: &u64| self.origin(*ino) != Origin::InPlace;

@@ -1,6 +1,6 @@
 //! Brings directories into the bucket: their markers, and their objects after a rename.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +15,8 @@ use crate::fs::inode::{Inode, Remote};
 use crate::fs::journal::record::{Record, SentObject};
 use crate::fs::tree::Origin;
 use crate::store::{
-    CopyOptions, Key, ListEntry, ListRequest, MetadataDirective, Precondition, StoreError,
+    CopyOptions, Key, ListEntry, ListRequest, Metadata, MetadataDirective, Precondition,
+    StoreError, WriteId,
 };
 
 /// Keys that a page of a listing asks for: S3 gives no more.
@@ -41,16 +42,18 @@ impl FileSystem {
 
     /// Makes a directory's marker what the directory is here.
     async fn send_marker(&self, inode: &Arc<Inode>, directory: &Key) -> Result<(), FsError> {
-        let (change, unsent, mut metadata, marker) = {
+        let key = self.marker_key(directory);
+        let (change, unsent, mut metadata, marker, write) = {
             let mut state = inode.state.lock();
-            state.sending = true;
+            let write = state.next_write();
+            self.begin_attempt(inode.ino, &mut state, &key, &write)?;
             let mut metadata = state.metadata.clone();
             state.attr.to_attributes().write_to(&mut metadata);
-            (state.change, state.unsent, metadata, state.remote.clone())
+            let marker = state.remote.clone();
+            (state.change, state.unsent, metadata, marker, write)
         };
-        let key = self.marker_key(directory);
         let put = self
-            .put_marker(&key, marker, &mut metadata, unsent.attributes)
+            .put_marker(&key, marker, &mut metadata, unsent.attributes, &write)
             .await;
         let mut tree = self.tree.lock();
         let mut state = inode.state.lock();
@@ -70,6 +73,7 @@ impl FileSystem {
         state.remote = Some(remote);
         state.metadata = metadata;
         state.resolved = true;
+        state.attempt = None;
         state.failure = None;
         if state.change == change {
             state.unsent.content = false;
@@ -91,16 +95,18 @@ impl FileSystem {
         &self,
         key: &Key,
         marker: Option<Remote>,
-        metadata: &mut crate::store::Metadata,
+        metadata: &mut Metadata,
         with_attributes: bool,
+        write: &WriteId,
     ) -> Result<Remote, FsError> {
         self.journal.sync().await?;
         self.settle_orphans_at(key, None).await?;
+        let marked = |metadata: &Metadata| write.mark(metadata.clone());
         let mut marker = marker.map(|marker| (marker.size, marker.version));
         if marker.is_none() {
             let put = self
                 .bucket
-                .put(key, Bytes::new(), metadata.clone(), Precondition::Absent)
+                .put(key, Bytes::new(), marked(metadata), Precondition::Absent)
                 .await;
             match put {
                 Ok(version) => return Ok(self.written(key.clone(), 0, version)),
@@ -120,13 +126,13 @@ impl FileSystem {
             Some((size, version)) if size > 0 => {
                 let replaced = self
                     .bucket
-                    .replace_metadata(key, size, &version, metadata.clone());
+                    .replace_metadata(key, size, &version, marked(metadata));
                 (size, replaced.await?)
             }
             _ => {
                 let put = self
                     .bucket
-                    .put(key, Bytes::new(), metadata.clone(), Precondition::None);
+                    .put(key, Bytes::new(), marked(metadata), Precondition::None);
                 (0, put.await?)
             }
         };
@@ -154,7 +160,9 @@ impl FileSystem {
             from: route.from.clone(),
             to: route.to.clone(),
             copies: Vec::new(),
-            skipped: BTreeSet::new(),
+            skipped: HashSet::new(),
+            needless: Vec::new(),
+            foreign: Vec::new(),
         };
         let there = self.objects_below(&route.to).await?;
         let there: HashMap<Key, SentObject> = there
@@ -180,27 +188,36 @@ impl FileSystem {
         progress: &Progress,
     ) -> Result<(), FsError> {
         let mut taken: HashSet<Key> = there.keys().cloned().collect();
+        {
+            // At one moment: what comes below the directory later, or leaves it, is seen to at the end.
+            let tree = self.tree.lock();
+            migrated.foreign = tree.foreign_below(&migrated.from, directory);
+            let stays = |object: &&SentObject| !tree.moves_with(&object.key, directory);
+            let staying = objects.iter().filter(stays);
+            migrated.skipped = staying.map(|object| object.key.clone()).collect();
+        }
         let mut to_copy = Vec::new();
         for original in objects {
             let Some(to) = migrated.rebased(&original.key) else {
                 continue;
             };
             let found = there.get(&to);
-            if let Some(copy) = found
-                && self.is_copy(&original, copy).await?
-            {
-                let copy = copy.clone();
-                migrated.copies.push(Copied { original, copy });
-            } else if self.tree.lock().moves_with(&original.key, directory) {
-                let to = if found.is_some() && !to.is_dir() {
-                    self.key_beside(&to, &taken)
-                } else {
-                    to
-                };
-                taken.insert(to.clone());
-                to_copy.push((original, to));
-            } else {
-                migrated.skipped.insert(original.key);
+            let copy = match found {
+                Some(found) if self.is_copy(&original, found).await? => Some(found.clone()),
+                _ => None,
+            };
+            match (migrated.skipped.contains(&original.key), copy) {
+                (true, copy) => migrated.needless.extend(copy),
+                (false, Some(copy)) => migrated.copies.push(Copied { original, copy }),
+                (false, None) => {
+                    let to = if found.is_some() && !to.is_dir() {
+                        self.key_beside(&to, &taken)
+                    } else {
+                        to
+                    };
+                    taken.insert(to.clone());
+                    to_copy.push((original, to));
+                }
             }
         }
         let copies: Vec<Option<Copied>> = stream::iter(to_copy)

@@ -14,7 +14,7 @@ use super::plan::{Part, UploadPlan};
 use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Attempt, Frozen, Inode, Remote};
+use crate::fs::inode::{Attempt, Frozen, Inode, InodeState, Remote};
 use crate::fs::journal::record::{Record, SentObject};
 use crate::fs::ops::io::KEPT_BASE_MAX;
 use crate::fs::staging::ContentSource;
@@ -123,14 +123,27 @@ impl FileSystem {
         }
         let mut state = inode.state.lock();
         drop(tree);
-        let earlier = state.attempt.as_ref().map(|attempt| &attempt.write);
-        let write = earlier.map_or_else(WriteId::new, WriteId::again);
+        let write = state.next_write();
         let Some(frozen) = state.freeze(inode.ino, key, &write) else {
             // Its object has come back to where the name is, or was found there.
             self.settle(inode.ino, &mut state);
             return Ok(Begun::NothingToSend);
         };
-        let ino = inode.ino;
+        if let Err(error) = self.begin_attempt(inode.ino, &mut state, key, &write) {
+            state.not_uploaded(&frozen);
+            return Err(error.into());
+        }
+        Ok(Begun::Sending(Box::new(frozen), write))
+    }
+
+    /// Writes down what is going to be sent where.
+    pub(super) fn begin_attempt(
+        &self,
+        ino: u64,
+        state: &mut InodeState,
+        key: &Key,
+        write: &WriteId,
+    ) -> std::io::Result<()> {
         let attempt = Attempt {
             key: key.clone(),
             write: write.clone(),
@@ -139,13 +152,10 @@ impl FileSystem {
             ino,
             attempt: attempt.clone(),
         };
-        if let Err(error) = self.record(ino, &mut state, &sending) {
-            state.not_uploaded(&frozen);
-            return Err(error.into());
-        }
+        self.record(ino, state, &sending)?;
         state.sending = true;
         state.attempt = Some(attempt);
-        Ok(Begun::Sending(Box::new(frozen), write))
+        Ok(())
     }
 
     /// The bucket has what was frozen. The object that was the inode's before, under another key, is doomed, and

@@ -84,6 +84,12 @@ pub struct MountStatus {
     pub cache_hits: u64,
     /// Blocks looked up.
     pub cache_lookups: u64,
+    /// Bytes of the journal's file.
+    #[serde(default)]
+    pub journal_bytes: u64,
+    /// How many of them a crash of the host leaves.
+    #[serde(default)]
+    pub journal_synced_bytes: u64,
     /// Requests sent to the store, by verb.
     pub requests: std::collections::BTreeMap<String, u64>,
     /// The last error a program was given, if any.

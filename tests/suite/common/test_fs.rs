@@ -69,21 +69,12 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// The journal of another boot, as far as its own frames say that it was on the disk.
-fn as_synced(journal: &[u8]) -> Vec<u8> {
+/// The first `synced` bytes of a journal, as another boot's.
+fn as_synced(journal: &[u8], synced: u64) -> Vec<u8> {
     /// Magic, format; the boot id follows.
     const BOOT_ID: usize = 8 + 4;
     const HEADER: usize = BOOT_ID + 36;
-    /// Magic, length of the record, synced position, checksum.
-    const FRAME_HEADER: usize = 4 + 4 + 8 + 4;
-    let (mut at, mut synced) = (HEADER, HEADER);
-    while at < journal.len() {
-        let len = u32::from_le_bytes(journal[at + 4..at + 8].try_into().unwrap());
-        let mark = u64::from_le_bytes(journal[at + 8..at + 16].try_into().unwrap());
-        synced = synced.max(usize::try_from(mark).unwrap());
-        at += FRAME_HEADER + usize::try_from(len).unwrap();
-    }
-    let mut journal = journal[..synced].to_vec();
+    let mut journal = journal[..usize::try_from(synced).unwrap()].to_vec();
     journal[BOOT_ID..HEADER].fill(b'x');
     journal
 }
@@ -167,11 +158,12 @@ impl TestFs {
     /// be synced and no more, and of each staging file what `damage` leaves.
     pub(crate) async fn after_host_crash(&self, damage: impl Fn(&mut [u8])) -> Self {
         let left = tempfile::tempdir().unwrap();
+        let synced = self.status().journal_synced_bytes;
         copy_dir(self.staging.path(), left.path());
         self.close();
         let journal = left.path().join("staging/journal");
         let said = std::fs::read(&journal).unwrap();
-        std::fs::write(&journal, as_synced(&said)).unwrap();
+        std::fs::write(&journal, as_synced(&said, synced)).unwrap();
         for file in std::fs::read_dir(left.path().join("staging/files")).unwrap() {
             let path = file.unwrap().path();
             let mut bytes = std::fs::read(&path).unwrap();

@@ -533,3 +533,27 @@ fn regression_a_file_whose_object_is_gone_does_not_come_back_when_the_host_goes_
         Op::HostCrash,
     ]);
 }
+
+/// The directory is known to be in the bucket only by what the disk does not know.
+#[test]
+fn regression_a_directory_that_was_sent_before_the_host_went_down_is_removed_after_it() {
+    let write = Op::Write {
+        handle: 0,
+        offset: 93891,
+        len: 846,
+        byte: 147,
+    };
+    run(vec![
+        Op::Open(3),
+        write,
+        Op::Mkdir(2),
+        Op::HostCrash,
+        Op::Rmdir(2),
+    ]);
+}
+
+/// It never came into the bucket, and it does not after the host went down.
+#[test]
+fn regression_a_file_that_was_never_sent_and_is_gone_stays_so_when_the_host_goes_down() {
+    run(vec![Op::Open(8), Op::Crash, Op::Unlink(8), Op::HostCrash]);
+}
