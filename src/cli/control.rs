@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::plugin::bucket::MountStatus;
+use crate::plugin::bucket::{MountStatus, Salvage};
 
 /// One process that serves mounts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,14 @@ pub(super) struct UnmountRequest {
     pub(super) timeout_ms: Option<u64>,
     /// Take it off at once and drain behind it.
     pub(super) lazy: bool,
+}
+
+/// Says what is to become of a change that does not get into the bucket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SalvageRequest {
+    pub(super) mountpoint: PathBuf,
+    pub(super) key: String,
+    pub(super) how: Salvage,
 }
 
 /// Why a process did not do what it was asked.

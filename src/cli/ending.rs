@@ -1,6 +1,7 @@
 //! The life of one mount in a process of its own: served until a signal, a request or a plain umount ends
 //! it, and drained before the process goes.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::control::MountView;
 use super::control::server::Mounts;
 use super::output::TimedOut;
 use super::tracked::Held;
-use crate::plugin::bucket::MountError;
+use crate::plugin::bucket::{MountError, Salvage};
 
 /// How often the mount is asked whether the kernel still has it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -115,6 +116,18 @@ impl Mounts for OneMount {
             return None;
         }
         Some(self.held.mount.drain(limit).await)
+    }
+
+    async fn salvage(
+        &self,
+        mountpoint: &Path,
+        key: &str,
+        how: &Salvage,
+    ) -> Option<Result<Vec<Range<u64>>, MountError>> {
+        if !self.is_at(mountpoint) {
+            return None;
+        }
+        Some(self.held.mount.salvage(key, how).await)
     }
 
     async fn unmount(

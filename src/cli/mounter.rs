@@ -5,6 +5,7 @@
 
 mod filesystems;
 
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,8 +24,9 @@ use crate::fs::fuse::mount::{AttachError, check_mountpoint};
 use crate::fs::fuse::{BaseDir, MountRequest, Session, SessionError};
 use crate::fs::{BlockCache, Change, FileSystem, FsError, Pending, StagingBudget};
 use crate::plugin::bucket::{
-    Mount, MountError, MountStatus, Mounter, PendingChange, VolumeName, VolumeSpec,
+    Mount, MountError, MountStatus, Mounter, PendingChange, Salvage, VolumeName, VolumeSpec,
 };
+use crate::store::Key;
 
 /// From mount(2) to the root's first answer. The root is known by then, so only a host in trouble needs
 /// seconds.
@@ -287,6 +289,21 @@ impl Mount for FuseMount {
         let gone = async { while closed.changed().await.is_ok() {} };
         let _ = tokio::time::timeout(END_LIMIT, gone).await;
         Ok(())
+    }
+
+    async fn salvage(&self, key: &str, how: &Salvage) -> Result<Vec<Range<u64>>, MountError> {
+        let key = Key::new(key);
+        let done = match how {
+            Salvage::Export(to) => self.filesystem.export(&key, to).await,
+            Salvage::Discard => self.filesystem.discard(&key).await.map(|()| Vec::new()),
+        };
+        done.map_err(|error| match error {
+            FsError::NoEntry => MountError::Refused(format!(
+                "no change of {:?} is pending: bucketvol pending ls shows those that are",
+                key.as_str()
+            )),
+            error => fs_error(&self.filesystem, &error),
+        })
     }
 
     fn status(&self) -> MountStatus {

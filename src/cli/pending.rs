@@ -1,24 +1,27 @@
 //! `bucketvol pending`: what is not in the bucket yet, and why.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
-use super::control::ProcessStatus;
-use super::control::client;
+use super::control::{MountView, ProcessStatus, SalvageRequest, client};
 use super::mount::time;
 use super::output;
 use super::status::{bytes, plain_table};
 use super::sync::{self, SyncArgs};
+use crate::plugin::bucket::Salvage;
 
 /// Show what is not in the bucket yet, and try again
 #[derive(Debug, Args)]
 #[command(after_help = format!("Examples:
   bucketvol pending ls
   bucketvol pending retry --timeout 1m
+  bucketvol pending export photos 2024/a.jpg /tmp/a.jpg
+  bucketvol pending discard --yes photos 2024/a.jpg
 
 {}", output::EXIT_STATUS))]
 pub(super) struct PendingArgs {
@@ -42,6 +45,27 @@ enum PendingCommand {
         #[arg(long, value_name = "TIME", value_parser = time)]
         timeout: Option<Duration>,
     },
+    /// Write a file that does not get into the bucket to a new file of this host
+    #[command(after_help = "Example:\n  bucketvol pending export photos 2024/a.jpg /tmp/a.jpg")]
+    Export {
+        /// The volume's name or its mount point
+        volume: PathBuf,
+        /// The key, as `pending ls` shows it
+        key: String,
+        /// The file to make
+        file: PathBuf,
+    },
+    /// Give a change up: the file is what the bucket has, and what was removed is there again
+    #[command(after_help = "Example:\n  bucketvol pending discard --yes photos 2024/a.jpg")]
+    Discard {
+        /// The volume's name or its mount point
+        volume: PathBuf,
+        /// The key, as `pending ls` shows it
+        key: String,
+        /// Do it: what was changed is lost
+        #[arg(long, required = true)]
+        yes: bool,
+    },
 }
 
 pub(super) async fn run(args: PendingArgs, run_dir: &Path) -> Result<ExitCode> {
@@ -55,7 +79,54 @@ pub(super) async fn run(args: PendingArgs, run_dir: &Path) -> Result<ExitCode> {
             };
             sync::run(all, run_dir).await
         }
+        PendingCommand::Export { volume, key, file } => {
+            let file = std::path::absolute(&file)?;
+            let how = Salvage::Export(file.clone());
+            let missing = salvage(&volume, key, how, run_dir).await?;
+            for range in &missing {
+                output::say(format!(
+                    "bytes {} to {} cannot be read any more: zeros stand in their place",
+                    range.start, range.end
+                ));
+            }
+            output::say(format!("{} is written", file.display()));
+            Ok(if missing.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        PendingCommand::Discard { volume, key, .. } => {
+            salvage(&volume, key, Salvage::Discard, run_dir).await?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+async fn salvage(
+    volume: &Path,
+    key: String,
+    how: Salvage,
+    run_dir: &Path,
+) -> Result<Vec<Range<u64>>> {
+    let mountpoint = std::path::absolute(volume)?;
+    let is_meant = |mount: &&MountView| {
+        mount.volume.as_deref() == volume.to_str() || mount.mountpoint == mountpoint
+    };
+    for (process, status) in client::statuses(run_dir).await? {
+        if let Some(mount) = status.mounts.iter().find(is_meant) {
+            let request = SalvageRequest {
+                mountpoint: mount.mountpoint.clone(),
+                key,
+                how,
+            };
+            return process.salvage(&request).await;
+        }
+    }
+    bail!(
+        "no process of this user serves {}: bucketvol status lists what is mounted",
+        volume.display()
+    )
 }
 
 async fn list(json: bool, run_dir: &Path) -> Result<ExitCode> {

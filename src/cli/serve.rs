@@ -1,5 +1,6 @@
 //! `bucketvol serve`: the plugin daemon.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::tracked::Tracked;
 use crate::config::options::{MinFree, OptionError};
 use crate::config::size::parse_size;
 use crate::config::{Ambient, Environment};
-use crate::plugin::bucket::MountError;
+use crate::plugin::bucket::{MountError, Salvage};
 
 /// Run the Docker volume plugin
 #[derive(Debug, Clone, Args)]
@@ -217,6 +218,15 @@ impl Mounts for Daemon {
         limit: Duration,
     ) -> Option<Result<(), MountError>> {
         self.mounter.drain(mountpoint, limit).await
+    }
+
+    async fn salvage(
+        &self,
+        mountpoint: &Path,
+        key: &str,
+        how: &Salvage,
+    ) -> Option<Result<Vec<Range<u64>>, MountError>> {
+        self.mounter.salvage(mountpoint, key, how).await
     }
 
     async fn unmount(

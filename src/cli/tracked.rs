@@ -4,6 +4,7 @@
 //! mount decides how long it lives.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,7 +15,9 @@ use parking_lot::Mutex;
 
 use super::control::MountView;
 use crate::config::Options;
-use crate::plugin::bucket::{Mount, MountError, MountStatus, Mounter, VolumeName, VolumeSpec};
+use crate::plugin::bucket::{
+    Mount, MountError, MountStatus, Mounter, Salvage, VolumeName, VolumeSpec,
+};
 
 /// A mount and what was asked for.
 pub(super) struct Held {
@@ -96,6 +99,22 @@ impl Tracked {
     }
 }
 
+impl Tracked {
+    /// See [`Mount::salvage`]. `None`: there is no such mount.
+    pub(super) async fn salvage(
+        &self,
+        mountpoint: &Path,
+        key: &str,
+        how: &Salvage,
+    ) -> Option<Result<Vec<Range<u64>>, MountError>> {
+        let mounts = self.mounts();
+        let held = mounts
+            .iter()
+            .find(|held| held.mount.mountpoint() == mountpoint)?;
+        Some(held.mount.salvage(key, how).await)
+    }
+}
+
 #[async_trait]
 impl Mounter for Tracked {
     fn mountpoint(&self, name: &VolumeName) -> PathBuf {
@@ -154,5 +173,9 @@ impl Mount for Shared {
 
     fn status(&self) -> MountStatus {
         self.0.mount.status()
+    }
+
+    async fn salvage(&self, key: &str, how: &Salvage) -> Result<Vec<Range<u64>>, MountError> {
+        self.0.mount.salvage(key, how).await
     }
 }

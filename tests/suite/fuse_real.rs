@@ -53,6 +53,7 @@ against_every_server! {
     a_handle_keeps_its_place_over_many_small_writes,
     locks_hold_between_processes_of_this_host,
     what_another_host_writes_is_seen_at_the_next_open_after_the_ttl,
+    what_waits_is_listed_exported_given_up_and_retried,
 }
 
 fn what_std_fs_writes_is_an_object_soon_after_the_file_is_closed(account: &Account) {
@@ -436,4 +437,40 @@ fn what_another_host_writes_is_seen_at_the_next_open_after_the_ttl(account: &Acc
     fs::remove_file(there.path("file")).expect("remove");
     std::thread::sleep(default_ttl + default_ttl / 5);
     assert!(!here.path("file").exists());
+}
+
+fn what_waits_is_listed_exported_given_up_and_retried(account: &Account) {
+    let mounted = Mounted::with(account, "upload_delay=1h,max_dirty_age=1h");
+    let pending = |arguments: &[&str]| {
+        let mut command = mounted.bucketvol(60);
+        command.arg("pending").args(arguments);
+        command
+    };
+    let point = mounted.path("");
+    let point = point.to_str().expect("UTF-8");
+    fs::write(mounted.path("file"), b"first").expect("write");
+    succeed(&mut pending(&["retry"]));
+    assert_eq!(account.get("file").as_deref(), Some(&b"first"[..]));
+    assert_eq!(succeed(&mut pending(&["ls", "--json"])), "[]");
+
+    fs::write(mounted.path("file"), b"and second").expect("write");
+    let listed: serde_json::Value =
+        serde_json::from_str(&succeed(&mut pending(&["ls", "--json"]))).expect("JSON");
+    assert_eq!(listed[0]["change"]["key"], "file");
+    assert_eq!(listed[0]["change"]["bytes"], 10);
+    let copy = mounted.local("copy");
+    let export = ["export", point, "file", copy.to_str().expect("UTF-8")];
+    succeed(&mut pending(&export));
+    assert_eq!(fs::read(&copy).expect("read"), b"and second");
+    assert!(fail(&mut pending(&export)).contains("exists"));
+
+    let discard = ["discard", point, "file"];
+    fail(&mut pending(&discard));
+    assert_eq!(fs::read(mounted.path("file")).expect("read"), b"and second");
+    succeed(&mut pending(&["discard", "--yes", point, "file"]));
+    assert_eq!(fs::read(mounted.path("file")).expect("read"), b"first");
+    let said = fail(&mut pending(&["discard", "--yes", point, "file"]));
+    assert!(said.contains("pending ls"), "{said}");
+    let said = fail(&mut pending(&["export", "elsewhere", "file", "copy2"]));
+    assert!(said.contains("bucketvol status"), "{said}");
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::server::is_dead;
-use super::{ProcessStatus, Refusal, RefusalKind, SyncRequest, UnmountRequest};
+use super::{ProcessStatus, Refusal, RefusalKind, SalvageRequest, SyncRequest, UnmountRequest};
 use crate::cli::output::TimedOut;
 
 /// A process that is alive answers a question about itself at once.
@@ -87,7 +88,19 @@ impl Process {
         self.post("unmount", request).await
     }
 
-    async fn post(&self, path: &str, request: &(impl Serialize + Sync)) -> Result<()> {
+    /// Exports or discards a change; returns the ranges of bytes that could not be exported.
+    pub(in crate::cli) async fn salvage(
+        &self,
+        request: &SalvageRequest,
+    ) -> Result<Vec<Range<u64>>> {
+        self.post("salvage", request).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &(impl Serialize + Sync),
+    ) -> Result<T> {
         self.send(
             self.http
                 .post(format!("http://bucketvol/{path}"))

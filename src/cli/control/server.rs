@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,8 +19,10 @@ use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{MountView, ProcessStatus, Refusal, RefusalKind, SyncRequest, UnmountRequest};
-use crate::plugin::bucket::MountError;
+use super::{
+    MountView, ProcessStatus, Refusal, RefusalKind, SalvageRequest, SyncRequest, UnmountRequest,
+};
+use crate::plugin::bucket::{MountError, Salvage};
 
 /// When nobody says how long a drain may take.
 const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -42,6 +45,15 @@ pub(in crate::cli) trait Mounts: Send + Sync + 'static {
         mountpoint: Option<&Path>,
         limit: Duration,
     ) -> Option<Result<(), MountError>>;
+
+    /// Does what a person decided about a change that does not get into the bucket. `None`: there is no such mount
+    /// here.
+    async fn salvage(
+        &self,
+        mountpoint: &Path,
+        key: &str,
+        how: &Salvage,
+    ) -> Option<Result<Vec<Range<u64>>, MountError>>;
 
     /// Drains within the limit and unmounts; with `lazy` the other way round, and it does not wait for the
     /// drain. A mount that could not be drained stays.
@@ -113,6 +125,7 @@ impl ControlSocket {
             .route("/status", get(status))
             .route("/sync", post(sync))
             .route("/unmount", post(unmount))
+            .route("/salvage", post(salvage))
             .layer(DefaultBodyLimit::max(64 * 1024))
             .with_state(Process { command, mounts });
         let stopped = stop.clone();
@@ -164,6 +177,18 @@ async fn sync(State(process): State<Process>, Json(request): Json<SyncRequest>) 
     )
 }
 
+async fn salvage(
+    State(process): State<Process>,
+    Json(request): Json<SalvageRequest>,
+) -> Answer<Vec<Range<u64>>> {
+    let SalvageRequest {
+        mountpoint,
+        key,
+        how,
+    } = request;
+    answer(process.mounts.salvage(&mountpoint, &key, &how).await)
+}
+
 async fn unmount(
     State(process): State<Process>,
     Json(request): Json<UnmountRequest>,
@@ -187,9 +212,9 @@ fn limit(timeout_ms: Option<u64>) -> Duration {
     timeout_ms.map_or(AS_LONG_AS_IT_TAKES, Duration::from_millis)
 }
 
-fn answer(done: Option<Result<(), MountError>>) -> Answer<()> {
+fn answer<T>(done: Option<Result<T, MountError>>) -> Answer<T> {
     let (kind, message) = match done {
-        Some(Ok(())) => return Ok(Json(())),
+        Some(Ok(answer)) => return Ok(Json(answer)),
         None => (
             RefusalKind::NotMine,
             "no such mount in this process".to_owned(),

@@ -171,13 +171,13 @@ impl FileSystem {
     }
 
     /// The object behind an inode, if it has one.
-    fn source_of(&self, state: &InodeState) -> Option<ObjectSource> {
+    pub(super) fn source_of(&self, state: &InodeState) -> Option<ObjectSource> {
         let remote = state.remote.as_ref()?;
         Some(self.object_source(remote))
     }
 
     /// The bytes of all pieces; `ahead` hears of each that the object has.
-    async fn read_pieces(
+    pub(super) async fn read_pieces(
         &self,
         pieces: Vec<Piece>,
         object: Option<&ObjectSource>,
@@ -393,12 +393,12 @@ impl FileSystem {
 }
 
 /// A part of what a read is to return.
-enum Piece {
+pub(super) enum Piece {
     Here(Bytes),
     Base(Range<u64>),
 }
 
-fn pieces_of(state: &InodeState, range: Range<u64>) -> Result<Vec<Piece>, FsError> {
+pub(super) fn pieces_of(state: &InodeState, range: Range<u64>) -> Result<Vec<Piece>, FsError> {
     let Some(staged) = &state.staged else {
         let object_end = state
             .remote

@@ -16,5 +16,5 @@ pub mod volume;
 
 pub use driver::{BucketDriver, Settings, Stopped};
 pub use lifecycle::Limits;
-pub use mounter::{Mount, MountError, MountStatus, Mounter, PendingChange, VolumeSpec};
+pub use mounter::{Mount, MountError, MountStatus, Mounter, PendingChange, Salvage, VolumeSpec};
 pub use volume::{MountId, NameError, VolumeName};

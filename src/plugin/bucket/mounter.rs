@@ -1,5 +1,6 @@
 //! What the driver asks of whoever can mount: implemented at the composition root, and by a fake in tests.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,6 +70,23 @@ pub trait Mount: Send + Sync {
 
     /// What to show of it.
     fn status(&self) -> MountStatus;
+
+    /// Does what a person decided about a change that does not get into the bucket. Returns the ranges of bytes that
+    /// could not be exported.
+    async fn salvage(&self, key: &str, how: &Salvage) -> Result<Vec<Range<u64>>, MountError> {
+        let _ = how;
+        Err(MountError::Refused(format!("nothing is known of {key:?}")))
+    }
+}
+
+/// What is to become of a change that does not get into the bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Salvage {
+    /// The whole file is written to this new file of the host.
+    Export(PathBuf),
+    /// The change is given up.
+    Discard,
 }
 
 /// What there is to say about a mount.

@@ -24,6 +24,7 @@ pub(crate) struct Mounted {
     process: Option<Child>,
     account: Account,
     prefix: String,
+    options: &'static str,
     user: u32,
     remounts: u32,
     place: TempDir,
@@ -35,8 +36,17 @@ impl Mounted {
         Self::by(0, account, prefix)
     }
 
+    /// Mounts the account's bucket as root, with further options.
+    pub(crate) fn with(account: &Account, options: &'static str) -> Self {
+        Self::start(0, account, "", options)
+    }
+
     /// Mounts `prefix` of the account's bucket as `user`: by fusermount3 unless that is root.
     pub(crate) fn by(user: u32, account: &Account, prefix: &str) -> Self {
+        Self::start(user, account, prefix, "")
+    }
+
+    fn start(user: u32, account: &Account, prefix: &str, options: &'static str) -> Self {
         let place = tempfile::Builder::new()
             .prefix("bucketvol-test-mount-")
             .permissions(Permissions::from_mode(0o755))
@@ -54,6 +64,7 @@ impl Mounted {
             process: None,
             account: account.clone(),
             prefix: prefix.to_owned(),
+            options,
             user,
             remounts: 0,
             place,
@@ -183,12 +194,15 @@ impl Mounted {
             .join(format!("home/state-{}", self.remounts));
         fs::create_dir_all(&state).expect("a directory");
         chown(&state, Some(self.user), Some(self.user)).expect("the user owns it");
-        let options = format!(
+        let mut options = format!(
             "endpoint={},region={},state_dir={}",
             self.account.endpoint,
             self.account.region,
             state.display()
         );
+        if !self.options.is_empty() {
+            options = format!("{options},{}", self.options);
+        }
         let log = fs::File::options()
             .create(true)
             .append(true)

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use bucketvol::config::options::MinFree;
 use bucketvol::fs::{Change, FsError, SetAttr, StagingBudget};
-use bucketvol::store::{Bucket, MemoryStore, StoreError};
+use bucketvol::store::{Bucket, Key, MemoryStore, StoreError};
 
 use crate::common::fault_store::{FaultStore, Faults};
 use crate::common::test_fs::{PART, TestFs, pattern};
@@ -244,4 +244,43 @@ async fn what_waits_is_listed_with_its_reason() {
     );
     fs.drained().await;
     assert_eq!(fs.status().pending_changes, 0);
+}
+
+#[tokio::test]
+async fn a_change_that_the_store_refuses_is_exported_whole_and_given_up() {
+    let (fs, faults) = faulty().await;
+    let before = pattern(3 << 20);
+    fs.write("changed", &before).await.unwrap();
+    fs.write("removed", b"still there").await.unwrap();
+    faults.deny_writes(u32::MAX);
+    let file = fs.open("changed").await.unwrap();
+    file.write_at(1 << 20, b"ours").unwrap();
+    fs.write("new", b"never sent").await.unwrap_err();
+    fs.unlink("removed").await.unwrap();
+
+    let to = |name: &str| fs.staging_dir().join(name);
+    let (changed, new, removed) = (Key::new("changed"), Key::new("new"), Key::new("removed"));
+    assert_eq!(fs.export(&changed, &to("changed")).await.unwrap(), []);
+    let mut ours = before.clone();
+    ours[1 << 20..(1 << 20) + 4].copy_from_slice(b"ours");
+    assert!(std::fs::read(to("changed")).unwrap() == ours);
+    assert_eq!(fs.export(&new, &to("new")).await.unwrap(), []);
+    assert_eq!(std::fs::read(to("new")).unwrap(), b"never sent");
+    assert!(
+        fs.export(&new, &to("new")).await.is_err(),
+        "it overwrites nothing"
+    );
+    let unknown = fs.export(&Key::new("unknown"), &to("unknown")).await;
+    assert!(matches!(unknown, Err(FsError::NoEntry)));
+
+    for key in [&changed, &new, &removed] {
+        fs.discard(key).await.unwrap();
+    }
+    assert!(matches!(file.write_at(0, b"more"), Err(FsError::Stale)));
+    let _ = file.close().await;
+    assert_eq!(fs.status().pending, []);
+    let fs = fs.after_crash().await;
+    assert_eq!(fs.ls("").await, ["changed", "removed"]);
+    assert!(fs.read("changed").await.unwrap() == before);
+    assert_eq!(fs.read("removed").await.unwrap(), b"still there");
 }

@@ -1,0 +1,127 @@
+//! What a person can do about a change that does not get into the bucket: bring it elsewhere, or give it up.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::io::pieces_of;
+use crate::fs::error::FsError;
+use crate::fs::filesystem::FileSystem;
+use crate::fs::inode::Inode;
+use crate::fs::upload::schedule::Footprint;
+use crate::store::{FileKind, Key};
+
+/// Bytes that are read at once.
+const STEP: u64 = 1 << 20;
+
+impl FileSystem {
+    /// Writes a changed file to the new file `to` of this host, with what it still takes from its object. Returns
+    /// the ranges that cannot be read any more: zeros stand in their place.
+    pub async fn export(&self, key: &Key, to: &Path) -> Result<Vec<Range<u64>>, FsError> {
+        let inode = self.changed_file(key)?;
+        let file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(to)?;
+        let mut missing: Vec<Range<u64>> = Vec::new();
+        let mut at = 0;
+        loop {
+            let size = inode.state.lock().attr.size;
+            if at >= size {
+                file.set_len(size)?;
+                break;
+            }
+            let range = at..size.min(at + STEP);
+            at = range.end;
+            match self.export_range(&inode, &file, range.clone()).await {
+                Ok(()) => {}
+                Err(error @ (FsError::Staging(_) | FsError::TimedOut(_))) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(bucket = %self.bucket.location(), %key, ?range, %error, "cannot be read");
+                    match missing.last_mut() {
+                        Some(last) if last.end == range.start => last.end = range.end,
+                        _ => missing.push(range),
+                    }
+                }
+            }
+        }
+        let synced = tokio::task::spawn_blocking(move || file.sync_all());
+        synced.await.map_err(std::io::Error::other)??;
+        Ok(missing)
+    }
+
+    async fn export_range(
+        &self,
+        inode: &Inode,
+        file: &File,
+        range: Range<u64>,
+    ) -> Result<(), FsError> {
+        let (pieces, object) = {
+            let state = inode.state.lock();
+            (pieces_of(&state, range.clone())?, self.source_of(&state))
+        };
+        let mut at = range.start;
+        for bytes in self.read_pieces(pieces, object.as_ref(), |_| {}).await? {
+            file.write_all_at(&bytes, at)?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Gives up what was changed about a file, or that it was removed: it is what the bucket has from now on. Who
+    /// has it open is told.
+    pub async fn discard(&self, key: &Key) -> Result<(), FsError> {
+        let removed = self.tree.lock().orphans_at(key);
+        let mut removed = removed.into_iter().filter(|inode| {
+            let state = inode.state.lock();
+            state.opens == 0
+        });
+        if let Some(inode) = removed.next() {
+            let _turn = self.turnstile.enter(Footprint::key(key.clone())).await;
+            self.forget_doomed(key, &inode, inode.state.lock().version());
+            return Ok(());
+        }
+        let inode = self.changed_file(key)?;
+        // An upload that is under way comes to its end first.
+        let _turn = self.turnstile.enter(Footprint::inode(inode.ino)).await;
+        let now = self.now();
+        let mut tree = self.tree.lock();
+        let (parent, name) = tree.place_of(inode.ino).ok_or(FsError::NoEntry)?;
+        {
+            let mut state = inode.state.lock();
+            if !state.is_pending() {
+                return Err(FsError::NoEntry);
+            }
+            if state.unsent.place {
+                return Err(FsError::Invalid(
+                    "the file was renamed as well: export it, then remove it",
+                ));
+            }
+            state.staged = None;
+            state.unsent = crate::fs::inode::Unsent::default();
+            state.lineage += 1;
+            self.settle(inode.ino, &mut state);
+        }
+        tree.remove(parent, &name, now);
+        // The next lookup asks the bucket.
+        tree.forget_removal(parent, &name);
+        Ok(())
+    }
+
+    /// The file whose name spells `key` and that differs from its object.
+    fn changed_file(&self, key: &Key) -> Result<Arc<Inode>, FsError> {
+        let tree = self.tree.lock();
+        let is_changed_file = |inode: &&Arc<Inode>| {
+            let state = inode.state.lock();
+            state.is_pending() && matches!(state.attr.kind, FileKind::File | FileKind::Symlink)
+        };
+        let mut changed = tree.inodes().filter(is_changed_file);
+        changed
+            .find(|inode| tree.final_key(inode.ino).as_ref() == Some(key))
+            .map(Arc::clone)
+            .ok_or(FsError::NoEntry)
+    }
+}
