@@ -154,6 +154,7 @@ impl Tree {
             // A copy that was begun is to be finished all the same.
             Origin::Elsewhere(key)
                 if self.migration(ino).is_none()
+                    && self.has_settled_parent(ino)
                     && self.destination(ino).as_ref() == Some(&key) =>
             {
                 Origin::InPlace

@@ -143,6 +143,24 @@ on_each_store! {
 }
 
 on_each_store! {
+    async fn a_directory_goes_back_below_a_new_one_of_the_old_name(fs: TestFs) {
+        fs.mkdir("d").await.unwrap();
+        fs.mkdir("d/s").await.unwrap();
+        fs.write("d/s/file", b"kept").await.unwrap();
+        fs.drained().await;
+        let fs = unhurried(&fs).await;
+        fs.rename("d", "e").await.unwrap();
+        fs.mkdir("d").await.unwrap();
+        fs.rename("e/s", "d/s").await.unwrap();
+        fs.mkdir("e/s").await.unwrap();
+        fs.drained().await;
+        assert_eq!(fs.keys().await, ["d/", "d/s/", "d/s/file", "e/", "e/s/"]);
+        assert_eq!(fs.read("d/s/file").await.unwrap(), b"kept");
+        assert_eq!(fs.ls("e/s").await, [] as [&str; 0]);
+    }
+}
+
+on_each_store! {
     async fn what_was_renamed_below_a_renamed_directory_ends_where_its_name_says(fs: TestFs) {
         for key in ["a/s/1", "a/s/2", "a/t/3", "a/4", "b/5", "6"] {
             fs.put_object(key, key.as_bytes()).await;

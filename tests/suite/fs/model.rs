@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::config::options::WriteOptions;
-use bucketvol::fs::{FsError, SetAttr};
+use bucketvol::fs::{FsError, RenameMode, SetAttr};
 use proptest::prelude::*;
 
 use super::faults::faulty_bucket;
@@ -14,7 +14,9 @@ use crate::common::fault_store::{Faults, Outage};
 use crate::common::test_fs::{OpenFile, TestFs};
 
 /// A few names, so that operations meet.
-const PATHS: [&str; 9] = ["a", "b", "c", "d", "d/a", "d/b", "d/d", "d/d/a", "e"];
+const PATHS: [&str; 11] = [
+    "a", "b", "c", "d", "d/a", "d/b", "d/d", "d/d/a", "e", "e/a", "e/d",
+];
 
 /// Longer than any operation asks a store again.
 const GIVEN_UP: Duration = Duration::from_secs(90);
@@ -40,6 +42,9 @@ enum Op {
     Unlink(usize),
     Rmdir(usize),
     Rename(usize, usize),
+    Exchange(usize, usize),
+    /// All is brought into the bucket.
+    Drain,
     /// Everything believed of the bucket is doubted from here on.
     Crash,
     LetTtlPass,
@@ -74,6 +79,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => path().prop_map(Op::Unlink),
         1 => path().prop_map(Op::Rmdir),
         4 => (path(), path()).prop_map(|(from, to)| Op::Rename(from, to)),
+        2 => (path(), path()).prop_map(|(a, b)| Op::Exchange(a, b)),
+        1 => Just(Op::Drain),
         1 => Just(Op::Crash),
         1 => Just(Op::LetTtlPass),
         1 => path().prop_map(Op::List),
@@ -115,6 +122,17 @@ impl Model {
                 }
             },
         }
+    }
+
+    /// Both are looked up before either is used.
+    fn parents_are_directories(&self, a: &str, b: &str) -> Answer<()> {
+        for path in [a, b] {
+            if let Some((parent, _)) = path.rsplit_once('/') {
+                self.node(parent)?;
+            }
+        }
+        self.parent_is_directory(a)?;
+        self.parent_is_directory(b)
     }
 
     fn node(&self, path: &str) -> Answer<Node> {
@@ -187,17 +205,16 @@ impl Model {
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Answer<()> {
-        self.parent_is_directory(from)?;
-        self.parent_is_directory(to)?;
+        self.parents_are_directories(from, to)?;
         let node = self.node(from)?;
         match (node, self.names.get(to)) {
             _ if from == to => return Ok(()),
             (Node::Directory, Some(Node::File(_))) => return Err("not a directory"),
             (Node::File(_), Some(Node::Directory)) => return Err("is a directory"),
-            (Node::Directory, _) if to.starts_with(&format!("{from}/")) => return Err("invalid"),
             (Node::Directory, Some(Node::Directory)) if !self.is_empty(to) => {
                 return Err("not empty");
             }
+            (Node::Directory, _) if to.starts_with(&format!("{from}/")) => return Err("invalid"),
             _ => {}
         }
         let below = format!("{from}/");
@@ -212,6 +229,27 @@ impl Model {
             self.names
                 .insert(format!("{to}{}", &name[from.len()..]), node);
         }
+        Ok(())
+    }
+
+    fn exchange(&mut self, a: &str, b: &str) -> Answer<()> {
+        self.parents_are_directories(a, b)?;
+        self.node(a)?;
+        self.node(b)?;
+        let is_below = |path: &str, of: &str| path.starts_with(&format!("{of}/"));
+        if is_below(a, b) || is_below(b, a) {
+            return Err("invalid");
+        }
+        let place = |name: &str| {
+            [(a, b), (b, a)].into_iter().find_map(|(from, to)| {
+                let rest = name.strip_prefix(from)?;
+                (rest.is_empty() || rest.starts_with('/')).then(|| format!("{to}{rest}"))
+            })
+        };
+        self.names = std::mem::take(&mut self.names)
+            .into_iter()
+            .map(|(name, node)| (place(&name).unwrap_or(name), node))
+            .collect();
         Ok(())
     }
 
@@ -355,6 +393,15 @@ impl Run {
                 let (from, to) = (PATHS[from], PATHS[to]);
                 let done = self.fs.rename(from, to).await;
                 self.agree(done, |model| model.rename(from, to));
+            }
+            Op::Exchange(a, b) => {
+                let (a, b) = (PATHS[a], PATHS[b]);
+                let done = self.fs.rename_as(a, b, RenameMode::Exchange).await;
+                self.agree(done, |model| model.exchange(a, b));
+            }
+            Op::Drain => {
+                let drained = self.fs.drain(GIVEN_UP).await;
+                assert!(drained.is_ok() || self.is_refused(&drained), "{drained:?}");
             }
             Op::Crash => {
                 // Who had a file open is gone too.
