@@ -78,11 +78,12 @@ impl FileSystem {
             }
         }
         self.place_in_journal(tree, parent)?;
+        let before = inode.state.lock().overwrites.clone();
+        if let Some(version) = before {
+            self.leave_overwritten(tree, from, version, &mut nameless);
+        }
         {
             let mut state = inode.state.lock();
-            if let Some(version) = state.overwrites.clone() {
-                self.leave_overwritten(tree, from, version, &mut nameless);
-            }
             let doomed = std::mem::take(&mut nameless.doomed);
             let is_known = state.journaled || state.remote.is_some();
             if is_known || replaced.is_some() || !doomed.is_empty() {
@@ -122,9 +123,15 @@ impl FileSystem {
         key: &Key,
     ) -> io::Result<()> {
         let mut nameless = Nameless::default();
-        let in_doubt = inode.state.lock().attempt.clone();
-        {
+        let (in_doubt, overwrites) = {
             let mut state = inode.state.lock();
+            (state.attempt.clone(), state.overwrites.take())
+        };
+        if let Some(version) = overwrites {
+            self.leave_overwritten(tree, key, version, &mut nameless);
+        }
+        {
+            let state = inode.state.lock();
             let at = state.remote.as_ref().map(|remote| remote.key.clone());
             if let Some(remote) = &state.remote {
                 nameless.doomed.push(sent(remote));
@@ -132,9 +139,6 @@ impl FileSystem {
             if at.is_some() || state.sending {
                 let at = at.unwrap_or_else(|| key.clone());
                 nameless.orphans.push((at, Arc::clone(inode)));
-            }
-            if let Some(version) = state.overwrites.take() {
-                self.leave_overwritten(tree, key, version, &mut nameless);
             }
             let doomed = std::mem::take(&mut nameless.doomed);
             if state.journaled || !doomed.is_empty() {

@@ -20,6 +20,7 @@ use super::error::FsError;
 use super::handles::Handles;
 use super::inode::{Inode, Remote, UploadFailure};
 use super::journal::Journal;
+use super::lock::{Ordered, TREE};
 use super::name::{Name, NameError};
 use super::staging::Staging;
 use super::tree::{Observed, ROOT, Tree};
@@ -95,7 +96,7 @@ impl Settings {
 pub struct FileSystem {
     pub(crate) bucket: Arc<Bucket>,
     pub(crate) settings: Settings,
-    pub(crate) tree: Mutex<Tree>,
+    pub(crate) tree: Ordered<Tree, TREE>,
     pub(crate) handles: Handles,
     pub(crate) staging: Staging,
     pub(crate) journal: Journal,
@@ -162,7 +163,7 @@ impl FileSystem {
         let root = Attr::new(FileKind::Directory, ownership.dir_mode, caller, now);
         let fs = Arc::new(Self {
             bucket,
-            tree: Mutex::new(Tree::new(root, ownership)),
+            tree: Ordered::new(Tree::new(root, ownership)),
             handles: Handles::default(),
             staging,
             journal,

@@ -8,12 +8,12 @@
 
 use std::time::SystemTime;
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::attr::Attr;
 use super::cache::ContentId;
 use super::error::FsError;
+use super::lock::{INODE, Ordered};
 use super::staging::{FrozenContent, StagedContent};
 use crate::store::{Key, Metadata, ObjectVersion, Precondition, WriteId};
 
@@ -22,7 +22,7 @@ use crate::store::{Key, Metadata, ObjectVersion, Precondition, WriteId};
 pub(crate) struct Inode {
     /// Its number: never used twice.
     pub(crate) ino: u64,
-    pub(crate) state: Mutex<InodeState>,
+    pub(crate) state: Ordered<InodeState, INODE>,
 }
 
 /// Where an inode's bytes are in the bucket.
@@ -127,7 +127,7 @@ impl Inode {
     pub(crate) fn new(ino: u64, attr: Attr, resolved: bool, remote: Option<Remote>) -> Self {
         Self {
             ino,
-            state: Mutex::new(InodeState {
+            state: Ordered::new(InodeState {
                 attr,
                 resolved,
                 metadata: Metadata::default(),

@@ -4,7 +4,8 @@
 //! `tree`; its remote place (key, version, content) is where its bytes are in the bucket and belongs to
 //! `inode`. A rename changes the first at once and the second when the store has done it.
 //!
-//! Lock order: handles, tree, one inode, cache. None is held across a request to the store.
+//! Lock order: handles, tree, one inode, journal, cache; `lock` checks the middle three. None is held across a request
+//! to the store.
 
 mod attr;
 mod block;
@@ -18,6 +19,7 @@ pub mod fuse;
 mod handles;
 mod inode;
 mod journal;
+mod lock;
 mod name;
 mod ops;
 mod readahead;

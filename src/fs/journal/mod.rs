@@ -14,11 +14,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use self::log::{LogError, LogFile};
 use self::record::Record;
 use self::replay::Replay;
+use crate::fs::lock::{JOURNAL, Ordered};
 
 pub(crate) mod log;
 pub(crate) mod record;
@@ -38,7 +37,7 @@ const REWRITE_GROWTH: u64 = 4;
 #[derive(Debug)]
 pub(crate) struct Journal {
     directory: PathBuf,
-    inner: Mutex<Inner>,
+    inner: Ordered<Inner, JOURNAL>,
     /// One fdatasync at a time: who waits for it finds that it has done its own work too.
     syncing: tokio::sync::Mutex<()>,
     /// Keeps every other process out.
@@ -101,7 +100,7 @@ impl Journal {
             }
         }
         let journal = Self {
-            inner: Mutex::new(Inner::new(LogFile::create(&successor(directory))?)),
+            inner: Ordered::new(Inner::new(LogFile::create(&successor(directory))?)),
             directory: directory.to_path_buf(),
             syncing: tokio::sync::Mutex::default(),
             _lock: lock,

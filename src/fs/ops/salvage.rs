@@ -81,7 +81,8 @@ impl FileSystem {
         });
         if let Some(inode) = removed.next() {
             let _turn = self.turnstile.enter(Footprint::key(key.clone())).await;
-            self.forget_doomed(key, &inode, inode.state.lock().version());
+            let version = inode.state.lock().version();
+            self.forget_doomed(key, &inode, version);
             return Ok(());
         }
         let inode = self.changed_file(key)?;

@@ -153,7 +153,8 @@ impl FileSystem {
             }
         }
         for (key, inode) in left {
-            self.forget_doomed(&key, inode, inode.state.lock().version());
+            let version = inode.state.lock().version();
+            self.forget_doomed(&key, inode, version);
         }
     }
 
