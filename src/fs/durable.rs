@@ -26,6 +26,7 @@ pub(crate) use directory::{Copied, Migrated};
 struct Nameless {
     doomed: Vec<SentObject>,
     orphans: Vec<(Key, Arc<Inode>)>,
+    in_doubt: Option<Attempt>,
 }
 
 impl FileSystem {
@@ -59,10 +60,10 @@ impl FileSystem {
         (from, to): (&Key, &Key),
     ) -> io::Result<()> {
         let mut nameless = Nameless::default();
-        let (mut overwrites, mut in_doubt) = (None, None);
+        let mut overwrites = None;
         if let Some(replaced) = replaced {
             let state = replaced.state.lock();
-            in_doubt = state.attempt.clone();
+            nameless.in_doubt = state.attempt.clone();
             overwrites = state.occupant(to);
             match &state.remote {
                 Some(remote) if remote.key != *to => {
@@ -95,7 +96,7 @@ impl FileSystem {
                     replaced: replaced.map(|replaced| replaced.ino),
                     overwrites: overwrites.clone(),
                     doomed,
-                    in_doubt: in_doubt.clone(),
+                    in_doubt: nameless.in_doubt.clone(),
                 };
                 self.record(inode.ino, &mut state, &renamed)?;
             }
@@ -108,7 +109,8 @@ impl FileSystem {
             tree.note_place(replaced, self.now());
             self.settle(replaced.ino, &mut replaced.state.lock());
         }
-        nameless.orphans.extend(self.doubted(tree, in_doubt));
+        let doubted = self.doubted(tree, nameless.in_doubt);
+        nameless.orphans.extend(doubted);
         self.add_orphans(tree, nameless.orphans);
         Ok(())
     }
@@ -119,43 +121,59 @@ impl FileSystem {
         &self,
         tree: &mut Tree,
         inode: &Arc<Inode>,
-        (parent, name): (u64, &Arc<str>),
+        place: (u64, &Arc<str>),
         key: &Key,
     ) -> io::Result<()> {
-        let mut nameless = Nameless::default();
-        let (in_doubt, overwrites) = {
-            let mut state = inode.state.lock();
-            (state.attempt.clone(), state.overwrites.take())
-        };
-        if let Some(version) = overwrites {
-            self.leave_overwritten(tree, key, version, &mut nameless);
+        let mut left = self.left_by(tree, inode, key);
+        if inode.state.lock().journaled || !left.doomed.is_empty() {
+            self.journal.complete(&Record::Unlinked {
+                ino: inode.ino,
+                doomed: std::mem::take(&mut left.doomed),
+                in_doubt: left.in_doubt.clone(),
+            })?;
         }
-        {
-            let state = inode.state.lock();
+        self.unname(tree, inode, place, left);
+        Ok(())
+    }
+
+    /// What an inode leaves behind in the bucket when it loses its name.
+    fn left_by(&self, tree: &mut Tree, inode: &Arc<Inode>, key: &Key) -> Nameless {
+        let mut left = Nameless::default();
+        let overwrites = {
+            let mut state = inode.state.lock();
+            left.in_doubt = state.attempt.clone();
             let at = state.remote.as_ref().map(|remote| remote.key.clone());
-            if let Some(remote) = &state.remote {
-                nameless.doomed.push(sent(remote));
-            }
+            left.doomed.extend(state.remote.as_ref().map(sent));
             if at.is_some() || state.sending {
                 let at = at.unwrap_or_else(|| key.clone());
-                nameless.orphans.push((at, Arc::clone(inode)));
+                left.orphans.push((at, Arc::clone(inode)));
             }
-            let doomed = std::mem::take(&mut nameless.doomed);
-            if state.journaled || !doomed.is_empty() {
-                let ino = inode.ino;
-                self.journal.append(&Record::Unlinked {
-                    ino,
-                    doomed,
-                    in_doubt: in_doubt.clone(),
-                })?;
-            }
+            state.overwrites.take()
+        };
+        if let Some(version) = overwrites {
+            self.leave_overwritten(tree, key, version, &mut left);
         }
+        left
+    }
+
+    /// Takes an inode's name away here; the journal has been told.
+    fn unname(
+        &self,
+        tree: &mut Tree,
+        inode: &Arc<Inode>,
+        (parent, name): (u64, &Arc<str>),
+        left: Nameless,
+    ) {
         tree.remove(parent, name, self.now());
         tree.note_place(inode, self.now());
         self.settle(inode.ino, &mut inode.state.lock());
-        nameless.orphans.extend(self.doubted(tree, in_doubt));
-        self.add_orphans(tree, nameless.orphans);
-        Ok(())
+        let Nameless {
+            mut orphans,
+            in_doubt,
+            ..
+        } = left;
+        orphans.extend(self.doubted(tree, in_doubt));
+        self.add_orphans(tree, orphans);
     }
 
     /// What an inode was to overwrite at `key` has no name now that it goes elsewhere.
@@ -228,7 +246,7 @@ impl FileSystem {
             self.append_snapshot(ino, state, None)?;
             state.journaled = true;
         }
-        self.journal.append(record)
+        self.journal.complete(record)
     }
 
     /// Appends all that the journal has to know of an inode.
@@ -274,7 +292,16 @@ impl FileSystem {
             self.append_snapshot(ino, &state, tree.changed_directory(ino))?;
             state.journaled = true;
         }
-        Ok(self.place_in_journal(tree, ino)?)
+        let (parent, name) = tree.place_of(ino).ok_or(FsError::NoEntry)?;
+        self.place_in_journal(tree, parent)?;
+        self.journal.complete(&Record::Placed {
+            ino,
+            parent,
+            name: name.to_string(),
+            is_directory: tree.is_directory(ino) == Some(true),
+        })?;
+        self.journal.note_place(ino, parent, &name);
+        Ok(())
     }
 
     /// The inode's object is another, by another request than an upload; the one before is doomed if there is

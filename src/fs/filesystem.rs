@@ -3,6 +3,7 @@
 //! The operations are in `ops`, by family. This file holds what they share: the parts, how fresh truth is
 //! told from stale, and what an answer to the kernel looks like.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use super::inode::{Inode, Remote, UploadFailure};
 use super::journal::Journal;
 use super::lock::{Ordered, TREE};
 use super::name::{Name, NameError};
+use super::request::RequestId;
 use super::staging::Staging;
 use super::tree::{Observed, ROOT, Tree};
 use super::upload::schedule::{Footprint, Turn, Turnstile};
@@ -109,6 +111,8 @@ pub struct FileSystem {
     pub(crate) turnstile: Arc<Turnstile>,
     pub(crate) uploader: Arc<Uploader>,
     pub(crate) last_error: Mutex<Option<String>>,
+    /// What earlier processes had done by then, as the journal says.
+    earlier_requests: Mutex<VecDeque<RequestId>>,
 }
 
 /// A name's answer to the kernel.
@@ -175,9 +179,11 @@ impl FileSystem {
                 settings.write.max_dirty_age,
             )),
             last_error: Mutex::new(unreadable),
+            earlier_requests: Mutex::default(),
             settings,
         });
         fs.read_root().await?;
+        *fs.earlier_requests.lock() = left.replay.requests.clone();
         let changed = fs.restore(left).await?;
         let now = fs.now();
         fs.uploader.tell(|queue| {
@@ -360,6 +366,12 @@ impl FileSystem {
         } else {
             directory.clone()
         }
+    }
+
+    /// Whether an earlier process has done what this request asks: the kernel sends it again because the answer never
+    /// came.
+    pub fn was_done(&self, request: RequestId) -> bool {
+        self.earlier_requests.lock().contains(&request)
     }
 
     /// The key that an inode's name spells now.

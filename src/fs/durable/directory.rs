@@ -93,21 +93,30 @@ impl FileSystem {
         if tree.place_of(ino).is_none() {
             return Ok(());
         }
-        if let Some(replaced) = replaced {
-            self.remove_directory(tree, replaced)?;
-        }
         self.place_in_journal(tree, parent)?;
         let left = self.depart(tree, inode)?;
-        self.journal.append(&Record::Renamed {
+        let replaced = replaced.and_then(|replaced| {
+            let (place, key) = (tree.place_of(replaced.ino)?, tree.key_of(replaced.ino)?);
+            Some((replaced, place, key))
+        });
+        let mut nameless = match &replaced {
+            Some((replaced, _, key)) => self.left_by(tree, replaced, key),
+            None => Nameless::default(),
+        };
+        self.journal.complete(&Record::Renamed {
             ino,
             parent,
             name: name.to_string(),
             is_directory: true,
-            replaced: None,
+            replaced: replaced.as_ref().map(|(replaced, ..)| replaced.ino),
             overwrites: None,
-            doomed: Vec::new(),
-            in_doubt: None,
+            doomed: std::mem::take(&mut nameless.doomed),
+            in_doubt: nameless.in_doubt.clone(),
         })?;
+        if let Some((replaced, (parent, name), key)) = replaced {
+            self.unname(tree, replaced, (parent, &name), nameless);
+            tree.leave_ghost(&key);
+        }
         self.journal.note_place(ino, parent, name);
         tree.rename(ino, parent, name, now);
         self.arrive(tree, inode, left);
@@ -132,7 +141,7 @@ impl FileSystem {
                 self.leave_overwritten(tree, &keys[at], version, &mut nameless);
             }
         }
-        self.journal.append(&Record::Exchanged {
+        self.journal.complete(&Record::Exchanged {
             inos: inodes.map(|inode| inode.ino),
             overwrites: overwrites.clone(),
             doomed: std::mem::take(&mut nameless.doomed),

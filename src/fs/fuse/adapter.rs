@@ -14,6 +14,7 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
+use uuid::Uuid;
 
 use super::convert::{caller, file_attr, file_type, is_writable, kind_of, open_flags};
 use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty};
@@ -50,7 +51,7 @@ impl FuseAdapter {
         fs.connect();
         Self {
             clock: fs.clock(),
-            dispatch: Dispatch::new(runtime),
+            dispatch: Dispatch::new(runtime, epoch()),
             known: Known::new(Arc::clone(&fs)),
             fs,
         }
@@ -82,6 +83,11 @@ impl FuseAdapter {
     }
 }
 
+/// A number that no other connection has.
+fn epoch() -> u64 {
+    Uuid::new_v4().as_u64_pair().0
+}
+
 /// Left out, so that the kernel does it itself or tells the program that it cannot be done: locks (kept by
 /// the kernel, for all containers of one mount), lseek, copy_file_range, fallocate, ioctl, poll, extended
 /// attributes, link.
@@ -105,11 +111,12 @@ impl Filesystem for FuseAdapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let known = Arc::clone(&self.known);
         let ttl = self.fs.kernel_ttl();
         self.dispatch.ask(
+            request,
             async move { fs.lookup(parent.0, &name).await },
             reply,
             move |reply, done| {
@@ -138,9 +145,10 @@ impl Filesystem for FuseAdapter {
         self.known.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let fs = Arc::clone(&self.fs);
         self.dispatch.ask(
+            request,
             async move { fs.getattr(ino.0).await },
             reply,
             move |reply, done| {
@@ -151,7 +159,7 @@ impl Filesystem for FuseAdapter {
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -177,6 +185,7 @@ impl Filesystem for FuseAdapter {
             mtime: mtime.map(|time| self.time(time)),
         };
         self.dispatch.make(
+            request,
             async move { fs.setattr(ino.0, change).await },
             reply,
             move |reply, done| {
@@ -185,10 +194,10 @@ impl Filesystem for FuseAdapter {
         );
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let fs = Arc::clone(&self.fs);
         let target = async move { fs.readlink(ino.0).await.map(|target| vec![target]) };
-        self.dispatch.ask(target, reply, answer_data);
+        self.dispatch.ask(request, target, reply, answer_data);
     }
 
     fn mknod(
@@ -206,6 +215,7 @@ impl Filesystem for FuseAdapter {
         };
         let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
         self.dispatch.make(
+            request,
             async move { fs.mknod(parent.0, &name, kind, mode, rdev, caller).await },
             reply,
             self.answer_entry(),
@@ -223,6 +233,7 @@ impl Filesystem for FuseAdapter {
     ) {
         let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
         self.dispatch.make(
+            request,
             async move { fs.mkdir(parent.0, &name, mode, caller).await },
             reply,
             self.answer_entry(),
@@ -240,24 +251,27 @@ impl Filesystem for FuseAdapter {
         let (fs, name, caller) = (Arc::clone(&self.fs), link_name.to_owned(), caller(request));
         let target = target.as_os_str().as_bytes().to_vec();
         self.dispatch.make(
+            request,
             async move { fs.symlink(parent.0, &name, &target, caller).await },
             reply,
             self.answer_entry(),
         );
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         self.dispatch.make(
+            request,
             async move { fs.unlink(parent.0, &name).await },
             reply,
             answer_empty,
         );
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         self.dispatch.make(
+            request,
             async move { fs.rmdir(parent.0, &name).await },
             reply,
             answer_empty,
@@ -266,7 +280,7 @@ impl Filesystem for FuseAdapter {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -282,6 +296,7 @@ impl Filesystem for FuseAdapter {
         };
         let (fs, name, newname) = (Arc::clone(&self.fs), name.to_owned(), newname.to_owned());
         self.dispatch.make(
+            request,
             async move {
                 fs.rename(parent.0, &name, newparent.0, &newname, mode)
                     .await
@@ -291,12 +306,13 @@ impl Filesystem for FuseAdapter {
         );
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let fs = Arc::clone(&self.fs);
         let writable = is_writable(flags);
         let truncate = flags.0 & nix::libc::O_TRUNC != 0;
         let is_shared = self.fs.is_shared();
         self.dispatch.ask(
+            request,
             async move { fs.open_file(ino.0, writable, truncate).await },
             reply,
             move |reply, done| match done {
@@ -327,6 +343,7 @@ impl Filesystem for FuseAdapter {
             IfExists::Open
         };
         self.dispatch.make(
+            request,
             async move { fs.create(parent.0, &name, mode, caller, if_exists).await },
             reply,
             move |reply, done| match done {
@@ -343,7 +360,7 @@ impl Filesystem for FuseAdapter {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -354,6 +371,7 @@ impl Filesystem for FuseAdapter {
     ) {
         let fs = Arc::clone(&self.fs);
         self.dispatch.ask(
+            request,
             async move { fs.read(fh.0, offset, size).await },
             reply,
             answer_data,
@@ -362,7 +380,7 @@ impl Filesystem for FuseAdapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -375,7 +393,8 @@ impl Filesystem for FuseAdapter {
         // The kernel sends at most MAX_WRITE bytes.
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         if self.fs.has_room_for(u64::from(len)) {
-            return match self.fs.write(fh.0, offset, data) {
+            let write = || self.fs.write(fh.0, offset, data);
+            return match self.dispatch.id(request).sync_scope(write) {
                 Ok(()) => reply.written(len),
                 Err(error) => reply.error(Errno::from(&error)),
             };
@@ -386,7 +405,7 @@ impl Filesystem for FuseAdapter {
             fs.write(fh.0, offset, &data)
         };
         self.dispatch
-            .make(write, reply, move |reply, done| match done {
+            .make(request, write, reply, move |reply, done| match done {
                 Ok(()) => reply.written(len),
                 Err(errno) => reply.error(errno),
             });
@@ -394,20 +413,24 @@ impl Filesystem for FuseAdapter {
 
     fn flush(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.dispatch
-            .make(async move { fs.flush(fh.0).await }, reply, answer_empty);
+        self.dispatch.make(
+            request,
+            async move { fs.flush(fh.0).await },
+            reply,
+            answer_empty,
+        );
     }
 
     fn release(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -420,25 +443,30 @@ impl Filesystem for FuseAdapter {
             fs.release(fh.0).await;
             Ok(())
         };
-        self.dispatch.make(release, reply, answer_empty);
+        self.dispatch.make(request, release, reply, answer_empty);
     }
 
     fn fsync(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.dispatch
-            .make(async move { fs.fsync(fh.0).await }, reply, answer_empty);
+        self.dispatch.make(
+            request,
+            async move { fs.fsync(fh.0).await },
+            reply,
+            answer_empty,
+        );
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let fs = Arc::clone(&self.fs);
         self.dispatch.ask(
+            request,
             async move { fs.opendir(ino.0).await },
             reply,
             |reply, done| match done {
@@ -450,7 +478,7 @@ impl Filesystem for FuseAdapter {
 
     fn readdir(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -458,6 +486,7 @@ impl Filesystem for FuseAdapter {
     ) {
         let fs = Arc::clone(&self.fs);
         self.dispatch.ask(
+            request,
             async move { fs.readdir(fh.0, offset).await },
             reply,
             |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
@@ -477,7 +506,7 @@ impl Filesystem for FuseAdapter {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -487,6 +516,7 @@ impl Filesystem for FuseAdapter {
         let known = Arc::clone(&self.known);
         let ttl = self.fs.kernel_ttl();
         self.dispatch.ask(
+            request,
             async move { fs.readdir(fh.0, offset).await },
             reply,
             move |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
@@ -531,15 +561,19 @@ impl Filesystem for FuseAdapter {
 
     fn fsyncdir(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.dispatch
-            .make(async move { fs.fsyncdir(ino.0).await }, reply, answer_empty);
+        self.dispatch.make(
+            request,
+            async move { fs.fsyncdir(ino.0).await },
+            reply,
+            answer_empty,
+        );
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

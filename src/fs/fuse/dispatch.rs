@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{Errno, INodeNo, ReplyAttr, ReplyData, ReplyEmpty};
+use fuser::{Errno, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, Request};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::convert::file_attr;
-use crate::fs::{Attr, FileSystem, FsError};
+use crate::fs::{Attr, FileSystem, FsError, RequestId};
 
 /// A question that only reads is given up after this: a request that is never answered leaves its caller
 /// unkillable. Changes are not given up half-way; each of their requests to the store has a limit of its
@@ -28,17 +28,24 @@ const QUESTION_DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Dispatch {
     runtime: Handle,
+    epoch: u64,
 }
 
 impl Dispatch {
-    /// What has to wait waits on `runtime`.
-    pub(super) fn new(runtime: Handle) -> Self {
-        Self { runtime }
+    /// What has to wait waits on `runtime`; the requests are those of the connection `epoch`.
+    pub(super) fn new(runtime: Handle, epoch: u64) -> Self {
+        Self { runtime, epoch }
+    }
+
+    /// What the journal calls a request.
+    pub(super) fn id(&self, request: &Request) -> RequestId {
+        RequestId::new(self.epoch, request.unique().0)
     }
 
     /// Does a question, which is given up at its deadline.
     pub(super) fn ask<T: Send + 'static, R: Send + 'static>(
         &self,
+        request: &Request,
         question: impl Future<Output = Result<T, FsError>> + Send + 'static,
         reply: R,
         answer: impl FnOnce(R, Result<T, Errno>) + Send + 'static,
@@ -46,18 +53,20 @@ impl Dispatch {
         let _runtime = self.runtime.enter();
         let limited = tokio::time::timeout(QUESTION_DEADLINE, question)
             .map(|done| done.unwrap_or(Err(FsError::TimedOut(QUESTION_DEADLINE))));
-        self.make(limited, reply, answer);
+        self.make(request, limited, reply, answer);
     }
 
-    /// Does a change.
+    /// Does what the request asks; what it writes into the journal carries the request's id.
     pub(super) fn make<T: Send + 'static, R: Send + 'static>(
         &self,
+        request: &Request,
         change: impl Future<Output = Result<T, FsError>> + Send + 'static,
         reply: R,
         answer: impl FnOnce(R, Result<T, Errno>) + Send + 'static,
     ) {
         let _runtime = self.runtime.enter();
         // A panic is one failed request, not the end of the mount.
+        let change = self.id(request).scope(change);
         let guarded = AssertUnwindSafe(change)
             .catch_unwind()
             .map(|done| match done {

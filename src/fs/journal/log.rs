@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::record::{FORMAT, Record};
+use crate::fs::request::RequestId;
 
 /// What every journal begins with; the format's number follows.
 const MAGIC: &[u8; 8] = b"bvjournl";
@@ -66,10 +67,13 @@ impl LogError {
     }
 }
 
+/// A record, and the kernel's request whose last record it is.
+pub(crate) type Recorded = (Option<RequestId>, Record);
+
 /// What a journal's file said.
 #[derive(Debug)]
 pub(crate) struct Journaled {
-    pub(crate) records: Vec<Record>,
+    pub(crate) records: Vec<Recorded>,
     /// The host has crashed or was restarted since: what was not synced may be gone.
     pub(crate) other_boot: bool,
 }
@@ -107,9 +111,9 @@ impl LogFile {
         })
     }
 
-    /// Appends a record. A failure leaves the file as it was.
-    pub(crate) fn append(&mut self, record: &Record) -> io::Result<()> {
-        let frame = encode(record, self.synced)?;
+    /// Appends a record, and the request whose last one it is. A failure leaves the file as it was.
+    pub(crate) fn append(&mut self, recorded: (Option<RequestId>, &Record)) -> io::Result<()> {
+        let frame = encode(recorded, self.synced)?;
         self.file.write_all_at(&frame, self.end)?;
         self.end += frame.len() as u64;
         Ok(())
@@ -182,9 +186,9 @@ fn boot_id() -> [u8; BOOT_ID] {
     id
 }
 
-fn encode(record: &Record, synced: u64) -> io::Result<Vec<u8>> {
+fn encode(recorded: (Option<RequestId>, &Record), synced: u64) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; FRAME_HEADER];
-    frame = postcard::to_extend(record, frame).map_err(io::Error::other)?;
+    frame = postcard::to_extend(&recorded, frame).map_err(io::Error::other)?;
     let len = frame.len() - FRAME_HEADER;
     if len > RECORD_MAX {
         return Err(io::Error::other("a journal record is too long"));
@@ -225,7 +229,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// The records up to a torn tail; or where the damage is, and what it is.
-fn decode(frames: &[u8]) -> Result<Vec<Record>, (usize, &'static str)> {
+fn decode(frames: &[u8]) -> Result<Vec<Recorded>, (usize, &'static str)> {
     let mut records = Vec::new();
     let mut at = 0;
     while let Some((len, _, record)) = frame_at(&frames[at..]) {
@@ -265,16 +269,17 @@ mod tests {
     }
 
     /// A log of ten records of which the first five were synced.
-    fn log() -> (tempfile::TempDir, PathBuf, Vec<Record>) {
+    fn log() -> (tempfile::TempDir, PathBuf, Vec<Recorded>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let mut log = LogFile::create(&path).unwrap();
-        let records: Vec<Record> = (1..=10).map(record).collect();
-        for (i, record) in records.iter().enumerate() {
+        let request = RequestId::new(1, 2);
+        let records: Vec<Recorded> = (1..=10).map(|ino| (Some(request), record(ino))).collect();
+        for (i, (request, record)) in records.iter().enumerate() {
             if i == 5 {
                 log.synced(log.end());
             }
-            log.append(record).unwrap();
+            log.append((*request, record)).unwrap();
         }
         (dir, path, records)
     }

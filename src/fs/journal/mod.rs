@@ -18,6 +18,7 @@ use self::log::{LogError, LogFile};
 use self::record::Record;
 use self::replay::Replay;
 use crate::fs::lock::{JOURNAL, Ordered};
+use crate::fs::request::RequestId;
 
 pub(crate) mod log;
 pub(crate) mod record;
@@ -95,8 +96,11 @@ impl Journal {
         };
         if let Some(journaled) = log::read(&current(directory))? {
             left.other_boot = journaled.other_boot;
-            for record in journaled.records {
+            for (request, record) in journaled.records {
                 left.replay.apply(record);
+                if let Some(request) = request {
+                    left.replay.done(request);
+                }
             }
         }
         let journal = Self {
@@ -120,9 +124,15 @@ impl Journal {
         rename_successor(&self.directory).map_err(&io)
     }
 
-    /// Writes a change down.
+    /// Writes down what nobody asked for, or what is not yet all that somebody asked for.
     pub(crate) fn append(&self, record: &Record) -> io::Result<()> {
-        self.inner.lock().append(record)
+        self.inner.lock().append((None, record))
+    }
+
+    /// Writes down the last of what the kernel's current request asks: if the request comes again to the next process,
+    /// it was done.
+    pub(crate) fn complete(&self, record: &Record) -> io::Result<()> {
+        self.inner.lock().append((RequestId::current(), record))
     }
 
     /// Writes an inode's tree place down, if that is news.
@@ -141,12 +151,13 @@ impl Journal {
         {
             return Ok(());
         }
-        inner.append(&Record::Placed {
+        let placed = Record::Placed {
             ino,
             parent,
             name: name.to_string(),
             is_directory,
-        })?;
+        };
+        inner.append((None, &placed))?;
         inner.placed.insert(ino, (parent, Arc::clone(name)));
         Ok(())
     }
@@ -250,11 +261,11 @@ impl Inner {
         }
     }
 
-    fn append(&mut self, record: &Record) -> io::Result<()> {
-        self.log.append(record)?;
+    fn append(&mut self, recorded: (Option<RequestId>, &Record)) -> io::Result<()> {
+        self.log.append(recorded)?;
         // A successor that cannot take a record never becomes the log.
         if let Some(successor) = &mut self.successor
-            && let Err(error) = successor.append(record)
+            && let Err(error) = successor.append(recorded)
         {
             tracing::warn!(%error, "the journal stays as long as it is");
             self.successor = None;

@@ -1,7 +1,7 @@
 //! What the journal says: the format.
 //!
 //! A record is the whole of one change, so that a journal cut off between two records is a state the volume
-//! was in. The variants and their fields are the format: one that changes takes a new [`FORMAT`], and
+//! was in. Where a request of the kernel needs more than one, the last one carries the request's id. The variants and their fields are the format: one that changes takes a new [`FORMAT`], and
 //! [`super::log`] reads the one before as well.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

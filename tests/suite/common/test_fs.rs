@@ -69,13 +69,16 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
+/// Magic and format of a journal; the boot id follows.
+const BOOT_ID: usize = 8 + 4;
+
+/// Bytes that each journal begins with.
+pub(crate) const JOURNAL_HEADER: usize = BOOT_ID + 36;
+
 /// The first `synced` bytes of a journal, as another boot's.
 fn as_synced(journal: &[u8], synced: u64) -> Vec<u8> {
-    /// Magic, format; the boot id follows.
-    const BOOT_ID: usize = 8 + 4;
-    const HEADER: usize = BOOT_ID + 36;
     let mut journal = journal[..usize::try_from(synced).unwrap()].to_vec();
-    journal[BOOT_ID..HEADER].fill(b'x');
+    journal[BOOT_ID..JOURNAL_HEADER].fill(b'x');
     journal
 }
 
@@ -217,10 +220,14 @@ impl TestFs {
         Self::on(Arc::clone(&self.bucket)).await
     }
 
+    /// What its journal says.
+    pub(crate) fn journal(&self) -> Vec<u8> {
+        std::fs::read(self.staging.path().join("staging/journal")).unwrap()
+    }
+
     /// Bytes of its journal.
     pub(crate) fn journal_bytes(&self) -> u64 {
-        let journal = self.staging.path().join("staging/journal");
-        std::fs::metadata(journal).unwrap().len()
+        self.status().journal_bytes
     }
 
     /// Bytes of its staging files.

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bucketvol::config::options::{Durability, WriteOptions};
-use bucketvol::fs::{FsError, SetAttr};
+use bucketvol::fs::{FsError, RenameMode, RequestId, SetAttr};
 
-use crate::common::test_fs::{TestFs, pattern};
+use super::faults::faulty_bucket;
+use crate::common::test_fs::{JOURNAL_HEADER, TestFs, pattern};
 
 on_each_store! {
     async fn what_was_written_survives_the_death_of_the_daemon(fs: TestFs) {
@@ -196,4 +197,62 @@ async fn a_journal_that_has_grown_long_over_what_is_settled_is_written_anew() {
     let fs = fs.after_crash().await;
     assert_eq!(fs.read("kept").await.unwrap(), b"kept on");
     assert_eq!(fs.read("busy").await.unwrap(), [199; 8]);
+}
+
+/// Killed between any two writes to its journal: what the kernel asks again was done or is still to be done, never half.
+#[tokio::test]
+async fn a_request_is_done_and_known_to_be_or_was_never_heard_of() {
+    let (bucket, faults) = faulty_bucket();
+    let fs = TestFs::with(bucket, WriteOptions::default()).await;
+    for directory in ["full", "empty", "gone", "directory"] {
+        fs.mkdir(directory).await.unwrap();
+    }
+    for file in ["full/file", "a", "b", "c", "cut", "file"] {
+        fs.write(file, file).await.unwrap();
+    }
+    fs.drained().await;
+    faults.deny_writes(u32::MAX);
+    let fs = fs.reopened().await;
+    let id = |unique| RequestId::new(7, unique);
+    let cut = SetAttr {
+        size: Some(1),
+        ..SetAttr::default()
+    };
+    let exchange = RenameMode::Exchange;
+    id(1).scope(fs.create("new")).await.unwrap();
+    id(2).scope(fs.mkdir("made")).await.unwrap();
+    id(3).scope(fs.rename("a", "b")).await.unwrap();
+    id(4).scope(fs.rename("full", "empty")).await.unwrap();
+    id(5).scope(fs.unlink("c")).await.unwrap();
+    id(6).scope(fs.rmdir("gone")).await.unwrap();
+    id(7).scope(fs.setattr("cut", cut)).await.unwrap();
+    let exchanged = fs.rename_as("file", "directory", exchange);
+    id(8).scope(exchanged).await.unwrap();
+    let failed = id(9).scope(fs.unlink("c")).await;
+    assert!(matches!(failed, Err(FsError::NoEntry)));
+
+    let journal = fs.journal();
+    let mut known = 0;
+    let cuts = (JOURNAL_HEADER..journal.len()).step_by(7);
+    for cut in cuts.chain([journal.len()]) {
+        let fs = fs.after_damage(&journal[..cut]).await;
+        let ls = fs.ls("").await;
+        let is_there = |name: &str| ls.iter().any(|entry| entry == name);
+        let done = |unique| fs.was_done(id(unique));
+        assert_eq!(is_there("new"), done(1), "{cut}");
+        assert_eq!(is_there("made/"), done(2), "{cut}");
+        assert_eq!(is_there("a"), !done(3), "{cut}");
+        let b = if done(3) { "a" } else { "b" };
+        assert_eq!(fs.read("b").await.unwrap(), b.as_bytes(), "{cut}");
+        assert_eq!(is_there("full/"), !done(4), "{cut}");
+        assert_eq!(fs.ls("empty").await.is_empty(), !done(4), "{cut}");
+        assert_eq!(is_there("c"), !done(5), "{cut}");
+        assert_eq!(is_there("gone/"), !done(6), "{cut}");
+        assert_eq!(fs.read("cut").await.unwrap().len() == 1, done(7), "{cut}");
+        assert_eq!(is_there("file/"), done(8), "{cut}");
+        assert_eq!(is_there("directory"), done(8), "{cut}");
+        assert!(!done(9), "it did nothing");
+        known = (1..=9).filter(|unique| done(*unique)).count();
+    }
+    assert_eq!(known, 8);
 }

@@ -1,0 +1,72 @@
+//! Which request of the kernel something is done for.
+
+use std::future::Future;
+
+use serde::{Deserialize, Serialize};
+
+/// The kernel sets this bit of a request's number when it sends the request again (`FUSE_UNIQUE_RESEND`).
+const RESENT: u64 = 1 << 63;
+
+tokio::task_local! {
+    static CURRENT: RequestId;
+}
+
+/// One request of the kernel. It is the same when the kernel sends the request again to the next process, which finds
+/// it in the journal if this one had done what it asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RequestId {
+    /// The connection: no two have the same.
+    epoch: u64,
+    /// The kernel's number, unique in its connection.
+    unique: u64,
+}
+
+impl RequestId {
+    /// The request with the kernel's number `unique` on the connection `epoch`.
+    pub fn new(epoch: u64, unique: u64) -> Self {
+        Self {
+            epoch,
+            unique: unique & !RESENT,
+        }
+    }
+
+    /// The request that the current task works on. `None`: what is done, nobody has asked for just now.
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(|id| *id).ok()
+    }
+
+    /// What `work` does, but not what it spawns, is done for this request.
+    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, work)
+    }
+
+    /// Likewise, for what is done at once.
+    pub fn sync_scope<T>(self, work: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_spawned_is_not_done_for_the_request() {
+        let id = RequestId::new(1, 2);
+        assert_eq!(RequestId::current(), None);
+        let (here, spawned) = id
+            .scope(async {
+                let spawned = tokio::spawn(async { RequestId::current() });
+                (RequestId::current(), spawned.await.unwrap())
+            })
+            .await;
+        assert_eq!((here, spawned), (Some(id), None));
+        assert_eq!(id.sync_scope(RequestId::current), Some(id));
+    }
+
+    #[test]
+    fn a_request_that_is_sent_again_is_the_same() {
+        assert_eq!(RequestId::new(1, 2), RequestId::new(1, 2 | RESENT));
+        assert_ne!(RequestId::new(1, 2), RequestId::new(2, 2));
+    }
+}
