@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::mount::state_dir;
 use super::mounter::{self, FuseMounter, Host};
+use super::progress;
 use super::serve::ServeArgs;
 use super::tracked::Tracked;
 use crate::clock::SystemClock;
@@ -120,16 +121,19 @@ pub(super) async fn shut_down(
     tracked: &Tracked,
     limit: Duration,
 ) -> Result<(), MountError> {
-    let stopped = driver.shutdown(limit).await;
+    let dirty_bytes = || -> u64 {
+        let mounts = tracked.mounts();
+        mounts
+            .iter()
+            .map(|held| held.view().status.dirty_bytes)
+            .sum()
+    };
+    let stopped = progress::watch(driver.shutdown(limit), async || dirty_bytes()).await;
     for name in &stopped.left {
         tracing::info!(volume = %name, "left mounted: containers have it, and the next start heals it");
     }
     if !stopped.dirty.is_empty() {
-        let bytes: u64 = tracked
-            .mounts()
-            .iter()
-            .map(|held| held.view().status.dirty_bytes)
-            .sum();
+        let bytes = dirty_bytes();
         let names: Vec<&str> = stopped.dirty.iter().map(|name| name.as_str()).collect();
         return Err(MountError::TimedOut(format!(
             "{bytes} bytes of {} are not in the bucket after {limit:?}",

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use super::control::MountView;
 use super::control::server::Mounts;
 use super::output::TimedOut;
+use super::progress;
 use super::tracked::Held;
 use crate::plugin::bucket::{MountError, Salvage};
 
@@ -50,9 +51,9 @@ impl OneMount {
         tracing::info!("draining {} before the unmount", self.held.view().source);
         let hurry = std::pin::pin!(hurry);
         let drained = tokio::select! {
-            drained = self.held.mount.drain(limit) => drained,
+            drained = self.drain(limit) => drained,
             () = hurry => {
-                let bytes = self.held.mount.status().dirty_bytes;
+                let bytes = self.dirty_bytes();
                 tracing::warn!("told twice to stop: {bytes} bytes may not be in the bucket");
                 self.held.mount.detach().await?;
                 return Err(TimedOut(format!("stopped with {bytes} bytes left")).into());
@@ -75,11 +76,16 @@ impl OneMount {
 
     /// What the last users wrote after the drain before the unmount.
     async fn last_drain(&self, limit: Duration) -> Result<()> {
-        self.held
-            .mount
-            .drain(limit)
-            .await
-            .map_err(|error| self.left(&error))
+        self.drain(limit).await.map_err(|error| self.left(&error))
+    }
+
+    /// With a bar on a terminal.
+    async fn drain(&self, limit: Duration) -> Result<(), MountError> {
+        progress::watch(self.held.mount.drain(limit), async || self.dirty_bytes()).await
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        self.held.mount.status().dirty_bytes
     }
 
     fn left(&self, error: &MountError) -> anyhow::Error {

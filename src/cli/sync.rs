@@ -53,7 +53,10 @@ pub(super) async fn run(args: SyncArgs, run_dir: &Path) -> Result<ExitCode> {
         mountpoint: mountpoint.clone(),
         timeout_ms: args.timeout.map(millis),
     };
-    progress::watch(&processes, mountpoint, sync(&processes, &request)).await?;
+    progress::watch(sync(&processes, &request), async || {
+        progress::dirty_bytes(&processes, mountpoint.as_deref()).await
+    })
+    .await?;
     Ok(ExitCode::SUCCESS)
 }
 

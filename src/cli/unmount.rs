@@ -43,11 +43,9 @@ pub(super) async fn run(args: UnmountArgs, run_dir: &Path) -> Result<ExitCode> {
         timeout_ms: args.timeout.map(millis),
         lazy: args.lazy,
     };
-    progress::watch(
-        std::slice::from_ref(&process),
-        Some(dir.clone()),
-        process.unmount(&request),
-    )
+    progress::watch(process.unmount(&request), async || {
+        progress::dirty_bytes(std::slice::from_ref(&process), Some(&dir)).await
+    })
     .await?;
     if status.command == "mount" && !args.lazy {
         // Whoever goes on to use the directory must find it bare.
