@@ -105,7 +105,7 @@ impl Mounter for FuseMounter {
         Ok(())
     }
 
-    async fn resume(&self, spec: &VolumeSpec) -> Result<(), MountError> {
+    async fn resume(&self, spec: &VolumeSpec) -> Result<bool, MountError> {
         self.shared.filesystems.resume(&spec.options).await
     }
 

@@ -129,7 +129,7 @@ impl Mounter for Tracked {
         self.mounter.check(spec).await
     }
 
-    async fn resume(&self, spec: &VolumeSpec) -> Result<(), MountError> {
+    async fn resume(&self, spec: &VolumeSpec) -> Result<bool, MountError> {
         self.mounter.resume(spec).await
     }
 

@@ -157,13 +157,16 @@ impl FileSystems {
     }
 
     /// Opens the file system at the options' place if an earlier process left changes there that are not in the
-    /// bucket; it goes on until they are.
-    pub(super) async fn resume(&self, options: &Options) -> Result<(), MountError> {
+    /// bucket; it goes on until they are. Returns whether any are left.
+    pub(super) async fn resume(&self, options: &Options) -> Result<bool, MountError> {
         let state = self.host.state_dir.join(Place::of(options).label());
-        if state.exists() {
-            self.acquire(options, None).await?.release().await;
+        if !state.exists() {
+            return Ok(false);
         }
-        Ok(())
+        let lease = self.acquire(options, None).await?;
+        let is_pending = lease.filesystem().has_pending();
+        lease.release().await;
+        Ok(is_pending)
     }
 
     async fn open(

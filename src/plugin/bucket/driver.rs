@@ -166,6 +166,17 @@ impl BucketDriver {
     /// Goes on with what an earlier daemon accepted and could not bring into the buckets. To be called once; it
     /// returns when that is under way for each volume, however long a store is away.
     pub async fn resume(&self) {
+        for (id, found) in self.registry.retired().unwrap_or_else(|error| {
+            tracing::error!("what removed volumes have left is not looked for: {error}");
+            Vec::new()
+        }) {
+            let name = found.name.clone();
+            let definition = Definition::from_found(found);
+            self.see_out(
+                id,
+                Volume::new(name, definition, &self.context, Notes::default()),
+            );
+        }
         let volumes = self.snapshot();
         join_all(volumes.values().map(|volume| async move {
             let Ok(spec) = volume.definition.spec(&volume.name) else {
@@ -179,6 +190,40 @@ impl BucketDriver {
             }
         }))
         .await;
+    }
+
+    /// Brings what was written to a volume that is no more into its bucket, in a task of its own; then nothing is known
+    /// of it. The next daemon goes on if this one ends before.
+    fn see_out(&self, id: Uuid, volume: Arc<Volume>) {
+        let (context, registry) = (Arc::clone(&self.context), Arc::clone(&self.registry));
+        let drain = async move {
+            let (name, definition) = (&volume.name, &volume.definition);
+            let mut pause = RESUME_FIRST;
+            // One whose record cannot be read leads to no bucket.
+            while let Ok(spec) = definition.spec(name) {
+                match context.mounter.resume(spec).await {
+                    Ok(false) => break,
+                    Ok(true) => {}
+                    Err(error) => {
+                        let error = definition.scrub(&error.to_string());
+                        tracing::warn!(volume = %name, "removed, and changes wait for their bucket: {error}");
+                    }
+                }
+                tokio::select! {
+                    () = context.closing.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(RESUME_LAST);
+            }
+            match spawn_blocking(move || registry.forget(id)).await {
+                Ok(Ok(())) => {
+                    tracing::info!(volume = %name, "removed, and nothing of it is left to do")
+                }
+                Ok(Err(error)) => tracing::warn!(volume = %name, "removed: {error}"),
+                Err(panic) => tracing::warn!(volume = %name, "removed: {panic}"),
+            }
+        };
+        tokio::spawn(drain);
     }
 
     fn snapshot(&self) -> Arc<Volumes> {
@@ -372,13 +417,15 @@ impl VolumeDriver for BucketDriver {
         volume
             .retire(async {
                 let _changing = self.changing.lock().await;
+                let id = Uuid::now_v7();
                 self.on_disk(&name, {
                     let name = name.clone();
-                    move |registry| registry.remove(&name)
+                    move |registry| registry.retire(&name, id)
                 })
                 .await?;
                 self.change(|volumes| _ = volumes.remove(&name));
                 tracing::info!(volume = %name, "removed; its objects stay in the bucket");
+                self.see_out(id, Arc::clone(&volume));
                 Ok(())
             })
             .await

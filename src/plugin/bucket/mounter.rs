@@ -36,8 +36,8 @@ pub trait Mounter: Send + Sync + 'static {
     async fn check(&self, spec: &VolumeSpec) -> Result<(), MountError>;
 
     /// Goes on with what an earlier daemon accepted for the volume and could not bring into the bucket, without
-    /// mounting it. Returns when that is under way; at once if there is nothing.
-    async fn resume(&self, spec: &VolumeSpec) -> Result<(), MountError>;
+    /// mounting it. Returns when that is under way: whether anything is left.
+    async fn resume(&self, spec: &VolumeSpec) -> Result<bool, MountError>;
 
     /// Mounts the volume. When it returns, the mount point can be used.
     async fn mount(&self, spec: &VolumeSpec) -> Result<Box<dyn Mount>, MountError>;

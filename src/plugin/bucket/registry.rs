@@ -6,6 +6,8 @@
 //! volumes/photos/secrets.json       inline credentials, if the volume was created with any
 //! ```
 //!
+//! A volume that was removed is `.retired-<id>` there until all that was written to it is in the bucket.
+//!
 //! All of it has mode 0600 and appears and disappears by renaming the directory. A volume whose record
 //! cannot be read is still a volume: the engine deletes what it knows of one that is said not to exist.
 //! What is no directory with a volume's name is left alone.
@@ -106,7 +108,7 @@ impl Registry {
                 .to_str()
                 .and_then(|name| VolumeName::parse(name).ok());
             match name {
-                Some(name) if is_dir => found.push(self.load_one(name)),
+                Some(name) if is_dir => found.push(load_one(&entry.path(), name)),
                 _ if is_dir && is_leftover(&file_name.to_string_lossy()) => {
                     self.sweep(&entry.path())
                 }
@@ -131,17 +133,46 @@ impl Registry {
         done
     }
 
-    /// Forgets a volume, whatever its record looks like. One that does not exist is a success.
-    pub fn remove(&self, name: &VolumeName) -> Result<(), RegistryError> {
-        let path = self.dir.join(name.as_str());
-        let retired = self.dir.join(format!("{GONE}{}", Uuid::now_v7()));
-        match fs::rename(&path, &retired) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
-            renamed => renamed.map_err(at("retire", &path))?,
+    /// Makes a volume one that is no more, whatever its record looks like: what there is to know of it stays under
+    /// `id` until it is forgotten. One that does not exist is a success.
+    pub fn retire(&self, name: &VolumeName, id: Uuid) -> Result<(), RegistryError> {
+        self.rename(name.as_str(), &format!("{RETIRED}{id}"))
+    }
+
+    /// The volumes that are no more and not forgotten.
+    pub fn retired(&self) -> Result<Vec<(Uuid, Found)>, RegistryError> {
+        let unreadable = at("read directory", &self.dir);
+        let mut retired = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(&unreadable)? {
+            let entry = entry.map_err(&unreadable)?;
+            let Some(id) = id_after(RETIRED, &entry.file_name().to_string_lossy()) else {
+                continue;
+            };
+            match stored_name(&entry.path()) {
+                Some(name) => retired.push((id, load_one(&entry.path(), name))),
+                // It leads to no bucket any more.
+                None => self.sweep(&entry.path()),
+            }
         }
-        sync_dir(&self.dir)?;
-        self.sweep(&retired);
+        Ok(retired)
+    }
+
+    /// Forgets a volume that was retired.
+    pub fn forget(&self, id: Uuid) -> Result<(), RegistryError> {
+        let gone = format!("{GONE}{id}");
+        self.rename(&format!("{RETIRED}{id}"), &gone)?;
+        self.sweep(&self.dir.join(gone));
         Ok(())
+    }
+
+    /// One that does not exist is a success.
+    fn rename(&self, from: &str, to: &str) -> Result<(), RegistryError> {
+        let path = self.dir.join(from);
+        match fs::rename(&path, self.dir.join(to)) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(at("retire", &path)(err)),
+            Ok(()) => sync_dir(&self.dir),
+        }
     }
 
     fn insert_by_way_of(&self, staged: &Path, record: &Record) -> Result<(), RegistryError> {
@@ -188,14 +219,6 @@ impl Registry {
         })
     }
 
-    fn load_one(&self, name: VolumeName) -> Found {
-        let dir = self.dir.join(name.as_str());
-        let record = load_record(&dir, &name).inspect_err(|reason| {
-            tracing::error!(volume = %name, reason, "a volume's record cannot be used; the volume stays listed as broken");
-        });
-        Found { name, record }
-    }
-
     /// Removes what an interrupted creation or removal left.
     fn sweep(&self, leftover: &Path) {
         if let Err(error) = fs::remove_dir_all(leftover) {
@@ -204,15 +227,34 @@ impl Registry {
     }
 }
 
-/// A directory on its way in or out; no volume's name begins with a dot.
+/// A directory on its way in or out, or of a volume that is no more; no volume's name begins with a dot.
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
+const RETIRED: &str = ".retired-";
 
 fn is_leftover(name: &str) -> bool {
     [NEW, GONE]
         .iter()
-        .filter_map(|prefix| name.strip_prefix(prefix))
-        .any(|id| Uuid::try_parse(id).is_ok())
+        .any(|prefix| id_after(prefix, name).is_some())
+}
+
+fn id_after(prefix: &str, name: &str) -> Option<Uuid> {
+    Uuid::try_parse(name.strip_prefix(prefix)?).ok()
+}
+
+fn load_one(dir: &Path, name: VolumeName) -> Found {
+    let record = load_record(dir, &name).inspect_err(|reason| {
+        tracing::error!(volume = %name, reason, "a volume's record cannot be used; the volume stays listed as broken");
+    });
+    Found { name, record }
+}
+
+/// Whose record a directory holds, as the record says.
+fn stored_name(dir: &Path) -> Option<VolumeName> {
+    let stored = [RECORD, LAST_GOOD]
+        .iter()
+        .find_map(|file| read_json::<StoredRecord>(&dir.join(file)).ok())?;
+    Some(stored.name)
 }
 
 /// The record's format.
@@ -501,7 +543,11 @@ mod tests {
             reason.contains("v/record.json") && reason.contains("damaged at line 1"),
             "{reason}"
         );
-        registry.remove(&VolumeName::parse("v").unwrap()).unwrap();
+        let id = Uuid::now_v7();
+        registry
+            .retire(&VolumeName::parse("v").unwrap(), id)
+            .unwrap();
+        registry.forget(id).unwrap();
         assert_eq!(registry.load().unwrap(), []);
     }
 
@@ -577,12 +623,22 @@ mod tests {
     }
 
     #[test]
-    fn removing_twice_is_a_success() {
+    fn a_volume_that_was_removed_is_known_until_it_is_forgotten() {
         let (dir, registry) = registry();
-        registry.insert(&record("v", true)).unwrap();
-        let name = VolumeName::parse("v").unwrap();
-        registry.remove(&name).unwrap();
-        registry.remove(&name).unwrap();
+        let v = record("v", true);
+        registry.insert(&v).unwrap();
+        let id = Uuid::now_v7();
+        registry.retire(&v.name, id).unwrap();
+        registry.retire(&v.name, Uuid::now_v7()).unwrap();
+        assert_eq!(registry.load().unwrap(), []);
+        let found = Found {
+            name: v.name.clone(),
+            record: Ok(v),
+        };
+        assert_eq!(registry.retired().unwrap(), [(id, found)]);
+        registry.forget(id).unwrap();
+        registry.forget(id).unwrap();
+        assert_eq!(registry.retired().unwrap(), []);
         assert_eq!(files_below(dir.path()), Vec::<PathBuf>::new());
     }
 

@@ -285,6 +285,9 @@ pub(crate) struct FakeMounter {
     pub(crate) check_gate: Mutex<Option<Arc<Barrier>>>,
     pub(crate) switches: Arc<Switches>,
     pub(crate) specs: Mutex<Vec<VolumeSpec>>,
+    /// The volumes that were to go on, and what the next ones have left.
+    pub(crate) resumed: Mutex<Vec<String>>,
+    pub(crate) left: Mutex<VecDeque<Result<bool, MountError>>>,
     /// Volumes that an earlier daemon left to containers.
     pub(crate) left_behind: Mutex<BTreeSet<String>>,
 }
@@ -324,8 +327,12 @@ impl Mounter for FakeMounter {
         self.check.lock().clone().unwrap_or(Ok(()))
     }
 
-    async fn resume(&self, _: &VolumeSpec) -> Result<(), MountError> {
-        Ok(())
+    async fn resume(&self, spec: &VolumeSpec) -> Result<bool, MountError> {
+        self.resumed.lock().push(spec.name.to_string());
+        match self.left.lock().pop_front() {
+            Some(left) => left,
+            None => Ok(false),
+        }
     }
 
     async fn mount(&self, spec: &VolumeSpec) -> Result<Box<dyn Mount>, MountError> {

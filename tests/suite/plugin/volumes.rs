@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use super::rig::{Rig, Step, err};
+use super::rig::{Rig, Step, err, eventually};
 
 #[tokio::test]
 async fn volumes_survive_a_restart_as_they_were() {
@@ -309,6 +309,30 @@ async fn removing_forgets_the_volume_whoever_still_has_it_mounted() {
         first,
         "state belongs to an id, not to a name"
     );
+}
+
+#[tokio::test]
+async fn what_a_removed_volume_has_left_goes_into_the_bucket_by_the_next_daemon() {
+    let rig = Rig::new();
+    rig.created(
+        "v",
+        "bucket=bbb access_key_id=AKIA secret_access_key=hush-hush",
+    )
+    .await;
+    rig.mounter.left.lock().push_back(Ok(true));
+    assert_eq!(rig.remove("v").await, json!({"Err": ""}));
+    eventually("it goes on", || !rig.mounter.resumed.lock().is_empty()).await;
+    let records = |rig: &Rig| fs::read_dir(rig.record("")).unwrap().count();
+    assert_eq!((rig.names().await.len(), records(&rig)), (0, 1));
+    // The daemon before takes no note of anything any more.
+    rig.driver.shutdown(Duration::from_secs(1)).await;
+    let rig = rig.restart().await;
+    let away = MountError::Unavailable("the store is away".to_owned());
+    rig.mounter.left.lock().push_back(Err(away));
+    assert!(rig.names().await.is_empty());
+    rig.driver.resume().await;
+    eventually("nothing is left of it", || records(&rig) == 0).await;
+    assert_eq!(*rig.mounter.resumed.lock(), ["v", "v"]);
 }
 
 #[tokio::test]
