@@ -142,7 +142,8 @@ impl Drop for Hidden<'_> {
 
 impl FileSystem {
     /// Opens a volume: one request, for the root's attributes. What an earlier process could not bring into the
-    /// bucket is taken up. If that cannot be read the volume is read-only, and [`Status::last_error`] says why.
+    /// bucket is taken up. If that cannot be read the volume is read-only, and
+    /// [`Status::last_error`](super::Status::last_error) says why.
     pub async fn open(bucket: Arc<Bucket>, mut settings: Settings) -> Result<Arc<Self>, FsError> {
         let mut unreadable = None;
         let (journal, left) = match Journal::open(&settings.staging_dir) {
