@@ -218,7 +218,8 @@ impl FileSystem {
         })
     }
 
-    /// Keeps objects without names until nobody has them open; those that nobody has set out at once.
+    /// Keeps objects without names until nobody has them open. Those that nobody has are deleted a little later: a new
+    /// file of the name may overwrite them.
     pub(crate) fn add_orphans(&self, tree: &mut Tree, orphans: Vec<(Key, Arc<Inode>)>) {
         let now = self.now();
         for (key, inode) in orphans {
@@ -226,7 +227,7 @@ impl FileSystem {
             let ino = inode.ino;
             tree.add_orphan(key, inode);
             if !is_open {
-                self.uploader.tell(|queue| queue.urgent(ino, now));
+                self.uploader.tell(|queue| queue.closed(ino, now));
             }
         }
     }

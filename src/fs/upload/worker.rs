@@ -77,6 +77,7 @@ impl FileSystem {
         }
         let mut adoptions = 0;
         loop {
+            self.take_over(inode, key)?;
             let (frozen, write) = match self.begin_upload(inode, key)? {
                 Begun::Sending(frozen, write) => (*frozen, write),
                 Begun::NothingToSend => return Ok(true),
@@ -112,6 +113,42 @@ impl FileSystem {
                 });
             }
         }
+    }
+
+    /// Something of the inode's name was removed, and its object is still to be deleted: the inode's overwrites it
+    /// instead.
+    fn take_over(&self, inode: &Inode, key: &Key) -> Result<(), FsError> {
+        let (orphan, version) = {
+            let tree = self.tree.lock();
+            let unused = tree.orphans_at(key).into_iter().find_map(|orphan| {
+                let version = {
+                    let state = orphan.state.lock();
+                    let remote = state.remote.as_ref().filter(|_| state.opens == 0)?;
+                    let is_known = remote.key == *key && !remote.version.is_any();
+                    is_known.then(|| remote.version.clone())?
+                };
+                Some((orphan, version))
+            });
+            let Some((orphan, version)) = unused else {
+                return Ok(());
+            };
+            let mut state = inode.state.lock();
+            if tree.key_of(inode.ino).as_ref() != Some(key)
+                || state.occupant(key).is_some()
+                || !state.unsent.any()
+            {
+                return Ok(());
+            }
+            state.overwrites = Some(version.clone());
+            if let Err(error) = self.record_base(inode.ino, &mut state, None) {
+                state.overwrites = None;
+                return Err(error.into());
+            }
+            (orphan, version)
+        };
+        // Both are said of it for a moment: what is to be overwritten is not deleted.
+        self.forget_doomed(key, &orphan, Some(version));
+        Ok(())
     }
 
     /// Freezes what is to be sent, and writes down that it is. If nobody knows how the upload before has ended, this

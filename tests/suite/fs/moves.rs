@@ -339,3 +339,33 @@ on_each_store! {
         assert_eq!(fs.keys().await, ["d/", "d/in", "d/name", "d/new", "out"]);
     }
 }
+
+#[tokio::test]
+async fn a_name_that_is_removed_and_made_anew_costs_the_upload_alone() {
+    let fs = TestFs::with(Arc::new(Bucket::memory()), WriteOptions::default()).await;
+    fs.write("journal", b"first").await.unwrap();
+    fs.drained().await;
+    let (_, requests) = fs
+        .requests_of(async {
+            for _ in 0..10 {
+                fs.unlink("journal").await.unwrap();
+                let file = fs.create("journal").await.unwrap();
+                file.write_at(0, b"again").unwrap();
+                file.fsync().await.unwrap();
+                file.close().await.unwrap();
+            }
+        })
+        .await;
+    assert_eq!(requests, 10, "{:?}", fs.bucket.requests());
+    assert_eq!(fs.object("journal").await.as_deref(), Some(&b"again"[..]));
+
+    fs.unlink("journal").await.unwrap();
+    let file = fs.create("journal").await.unwrap();
+    file.write_at(0, b"last").unwrap();
+    let fs = fs.after_crash().await;
+    fs.drained().await;
+    assert_eq!(fs.object("journal").await.as_deref(), Some(&b"last"[..]));
+    fs.unlink("journal").await.unwrap();
+    fs.drained().await;
+    assert_eq!(fs.keys().await, [] as [&str; 0]);
+}
