@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bucketvol::fs::fuse::mount::{self, AttachError};
 use bucketvol::fs::fuse::mountinfo::{MountEntry, MountTable};
-use bucketvol::fs::fuse::{Attachment, BaseDir, MountRequest, Session, SessionError};
+use bucketvol::fs::fuse::{Attachment, BaseDir, FuseDevice, MountRequest, Session, SessionError};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags,
     ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, Request,
@@ -25,6 +26,8 @@ use parking_lot::Mutex;
 
 const LIMIT: Duration = Duration::from_secs(10);
 const HELPER: &str = "BUCKETVOL_TEST_HELPER";
+/// The text of a file that is never read to anybody.
+const MUTE: &str = "mute";
 const SOURCE: &str = "s3://bucket/a b,ro";
 
 /// A root with one file, `hello`. It may be told to keep the kernel waiting for the root's attributes.
@@ -95,6 +98,12 @@ impl Filesystem for Hello {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if self.text == MUTE {
+            // Dropping it would be an answer.
+            std::mem::forget(reply);
+            say("asked");
+            return;
+        }
         let start = usize::try_from(offset).unwrap().min(self.text.len());
         reply.data(&self.text.as_bytes()[start..]);
     }
@@ -112,6 +121,12 @@ impl Filesystem for Hello {
         }
         reply.ok();
     }
+}
+
+/// A line for the test that started this process: the test harness writes before ours.
+#[expect(clippy::print_stdout, reason = "another process reads it")]
+fn say(text: &str) {
+    println!("\n{text}");
 }
 
 /// A directory of the test's own. Whatever is still mounted below it at the end is unmounted.
@@ -181,11 +196,11 @@ struct Process {
 
 impl Process {
     fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::start_with(command, Stdio::piped())
+    }
+
+    fn start_with(command: &mut Command, stdin: Stdio) -> Self {
+        let mut child = command.stdin(stdin).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         let (tell, lines) = mpsc::channel();
         let stdout: BufReader<ChildStdout> = BufReader::new(child.stdout.take().unwrap());
@@ -703,8 +718,48 @@ fn an_ordinary_user_mounts_through_fusermount3() {
     assert_eq!(place.mounts(), []);
 }
 
+/// Somebody keeps the connection while nobody serves it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_whose_request_a_killed_process_had_in_hand_is_answered_by_the_next_one() {
+    let place = Place::new();
+    let dir = place.dir("m");
+    // Dropped last: they end when nobody keeps the connection.
+    let (reader, later): (Process, Process);
+    let device = FuseDevice::open().unwrap();
+    Attachment::mount(&device, &request(dir.clone())).unwrap();
+    let serve = |work: &str| {
+        let device = OwnedFd::from(device.try_clone().unwrap());
+        let process = helper_with(work, &dir, this_binary(), device.into());
+        process.expect("up");
+        process
+    };
+    let mut first = serve("begin");
+    // Not by this process, whose end would have to wait for an answer.
+    let read = || Process::start(Command::new("cat").arg(dir.join("hello")));
+    reader = read();
+    first.expect("asked");
+    first.kill();
+    later = read();
+    for _ in 0..3 {
+        let mut next = serve("resume");
+        next.kill();
+    }
+    let _last = serve("resume");
+    reader.expect("back");
+    later.expect("back");
+    detach(&dir);
+}
+
 /// This test binary in another process (and namespace, and user), doing what `helpers` says.
-fn helper(work: &str, path: &Path, mut command: Command) -> Process {
+fn helper(work: &str, path: &Path, command: Command) -> Process {
+    helper_with(work, path, command, Stdio::piped())
+}
+
+fn this_binary() -> Command {
+    Command::new(std::env::current_exe().unwrap())
+}
+
+fn helper_with(work: &str, path: &Path, mut command: Command, stdin: Stdio) -> Process {
     command
         .args([
             "--exact",
@@ -713,7 +768,7 @@ fn helper(work: &str, path: &Path, mut command: Command) -> Process {
             "--test-threads=1",
         ])
         .env(HELPER, format!("{work}:{}", path.display()));
-    Process::start(&mut command)
+    Process::start_with(&mut command, stdin)
 }
 
 /// No test of its own: what the tests above have other processes do.
@@ -728,8 +783,28 @@ async fn helpers() {
         "serve" => {
             let base = BaseDir::open(&path).unwrap();
             let _session = hello(base.prepare("v").unwrap(), "old").await;
-            println!("\nup");
+            say("up");
             // Bounded, should the test that started us die before it kills us.
+            tokio::time::sleep(LIMIT * 6).await;
+        }
+        // The connection is on stdin.
+        "begin" | "resume" => {
+            let device = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+            let table = MountTable::of_self().unwrap();
+            let number = table.top_at(&path).unwrap().device;
+            let attachment = Attachment::adopt(&path, number, false).unwrap().unwrap();
+            let kept = path.with_extension("agreement");
+            let session = if work == "begin" {
+                Session::run(Hello::new(MUTE), device.into(), attachment, LIMIT).await
+            } else {
+                let agreement = serde_json::from_slice(&fs::read(&kept).unwrap()).unwrap();
+                let hello = Hello::new("back");
+                Session::resume(hello, device.into(), attachment, agreement, LIMIT).await
+            };
+            let session = session.unwrap();
+            let agreement = serde_json::to_vec(session.agreement()).unwrap();
+            fs::write(&kept, agreement).unwrap();
+            say("up");
             tokio::time::sleep(LIMIT * 6).await;
         }
         "cycle" => {
@@ -746,7 +821,7 @@ async fn helpers() {
             }
             base.close().unwrap();
             assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
-            println!("\nclean");
+            say("clean");
         }
         "user" => {
             assert!(!nix::unistd::geteuid().is_root());
@@ -764,7 +839,7 @@ async fn helpers() {
             session.detach().await.unwrap();
             ended(&session).await;
             assert!(MountTable::of_self().unwrap().top_at(&path).is_none());
-            println!("\nclean");
+            say("clean");
         }
         other => panic!("no helper {other}"),
     }

@@ -3,6 +3,7 @@
 //! - [`adapter`] turns the kernel's requests into calls of the core; `dispatch` runs them, `convert` and
 //!   `errno` translate;
 //! - [`mount`] and [`fusermount`] attach a FUSE device to a directory and take it off again;
+//! - [`handshake`] is the first request of a connection, which every later process has to know;
 //! - [`session`] runs a file system on such a device until the kernel lets go of it;
 //! - [`base`] is the directory below which the plugin's volumes are mounted;
 //! - [`mountinfo`] and [`namespaces`] tell what is mounted where, and who else still has it.
@@ -13,6 +14,7 @@ mod convert;
 mod dispatch;
 mod errno;
 pub mod fusermount;
+pub mod handshake;
 pub mod mount;
 pub mod mountinfo;
 pub mod namespaces;
@@ -20,5 +22,6 @@ pub mod session;
 
 pub use adapter::FuseAdapter;
 pub use base::BaseDir;
-pub use mount::{AttachError, Attachment, MountRequest};
+pub use handshake::Agreement;
+pub use mount::{AttachError, Attachment, FuseDevice, MountRequest};
 pub use session::{Session, SessionError};

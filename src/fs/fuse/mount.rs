@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -119,6 +119,12 @@ impl FuseDevice {
     }
 }
 
+impl AsFd for FuseDevice {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl From<OwnedFd> for FuseDevice {
     fn from(fd: OwnedFd) -> Self {
         Self(fd)
@@ -188,6 +194,25 @@ impl Attachment {
             },
         })?;
         Self::find(&before, request, false)
+    }
+
+    /// The place of a connection that an earlier process has mounted on `path`: `device` is what it was there.
+    /// `None`: it is not mounted there any more.
+    pub fn adopt(
+        path: &Path,
+        device: Device,
+        by_helper: bool,
+    ) -> Result<Option<Self>, AttachError> {
+        let table = read_table()?;
+        let is_it = |entry: &&MountEntry| entry.device == device && entry.fs_type == FS_TYPE;
+        let entry = table.stack_at(path).into_iter().rev().find(is_it);
+        Ok(entry.map(|entry| Self {
+            path: path.to_path_buf(),
+            mount_id: entry.id,
+            device,
+            anchor: Anchor::of(&table, entry),
+            by_helper,
+        }))
     }
 
     /// Finds the mount just made: it has our type and source and was not there before.

@@ -1,7 +1,7 @@
 //! Runs a file system on a FUSE connection, from the kernel's INIT until the kernel lets go of it.
 //!
 //! Opening and mounting the device are steps of their own (`mount`), so that a connection that another
-//! process kept can be run as well. Unmounting ends nothing by itself: as long as a container or an open
+//! process kept can be run as well ([`Session::resume`]). Unmounting ends nothing by itself: as long as a container or an open
 //! file holds the file system the session serves it, and its end (ENODEV) is the sign that nobody does.
 
 use std::io;
@@ -13,6 +13,7 @@ use fuser::{Config, Filesystem, Notifier, SessionACL};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::handshake::{self, Agreement};
 use super::mount::{AttachError, Attachment, FuseDevice, MountRequest};
 
 /// Loops that read requests. Hits are answered on them and misses leave them, so a few suffice.
@@ -59,6 +60,7 @@ pub enum SessionError {
 #[derive(Debug)]
 pub struct Session {
     attachment: Attachment,
+    agreement: Agreement,
     notifier: Notifier,
     end: SessionEnd,
 }
@@ -109,6 +111,20 @@ impl Session {
         Self::run_until(filesystem, device, undo, Instant::now() + limit, limit).await
     }
 
+    /// Goes on with a connection that an earlier process has served until it died, and that somebody has kept. Those
+    /// who waited for its answers get them. On an error the connection stays as it is.
+    pub async fn resume<F: Filesystem>(
+        filesystem: F,
+        device: FuseDevice,
+        attachment: Attachment,
+        agreement: Agreement,
+        limit: Duration,
+    ) -> Result<Self, SessionError> {
+        let deadline = Instant::now() + limit;
+        let begin = Begin::Resumed(agreement);
+        Self::start(filesystem, device, attachment, begin, deadline, limit).await
+    }
+
     async fn run_until<F: Filesystem>(
         filesystem: F,
         device: FuseDevice,
@@ -117,42 +133,61 @@ impl Session {
         limit: Duration,
     ) -> Result<Self, SessionError> {
         let attachment = undo.0.clone().expect("only disarming empties it");
+        let session =
+            Self::start(filesystem, device, attachment, Begin::New, deadline, limit).await?;
+        session.attachment.raise_read_ahead();
+        timeout_at(deadline, look_at_root(&session.attachment))
+            .await
+            .map_err(|_| SessionError::TimedOut {
+                path: session.attachment.path().to_path_buf(),
+                limit,
+            })??;
+        undo.disarm();
+        Ok(session)
+    }
+
+    async fn start<F: Filesystem>(
+        filesystem: F,
+        device: FuseDevice,
+        attachment: Attachment,
+        begin: Begin,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Self, SessionError> {
         let path = attachment.path().to_path_buf();
         let handshake = |error| SessionError::Handshake {
             path: path.clone(),
             error,
         };
-        let timed_out = |_| SessionError::TimedOut {
-            path: path.clone(),
-            limit,
-        };
-
         let (ready, is_ready) = oneshot::channel();
         let (alive, end) = watch::channel(());
         let served = attachment.clone();
         std::thread::Builder::new()
             .name("fuse-session".into())
             .spawn(move || {
-                serve(filesystem, device, &served, ready);
+                serve(filesystem, device, &served, begin, ready);
                 drop(alive);
             })
             .map_err(handshake)?;
-        let notifier = timeout_at(deadline, is_ready)
+        let (notifier, agreement) = timeout_at(deadline, is_ready)
             .await
-            .map_err(timed_out)?
+            .map_err(|_| SessionError::TimedOut {
+                path: path.clone(),
+                limit,
+            })?
             .map_err(|_| handshake(io::Error::other("the session's thread panicked")))?
             .map_err(handshake)?;
-        attachment.raise_read_ahead();
-        timeout_at(deadline, look_at_root(&attachment))
-            .await
-            .map_err(timed_out)??;
-
-        undo.disarm();
         Ok(Self {
             attachment,
+            agreement,
             notifier,
             end: SessionEnd(end),
         })
+    }
+
+    /// What a later process has to know to go on with the connection.
+    pub fn agreement(&self) -> &Agreement {
+        &self.agreement
     }
 
     /// Where it is mounted.
@@ -212,12 +247,21 @@ impl Session {
     }
 }
 
+/// How a connection begins.
+enum Begin {
+    /// The kernel asks its INIT.
+    New,
+    /// An earlier process has answered it.
+    Resumed(Agreement),
+}
+
 /// The session's thread: shakes hands, then serves until the kernel says ENODEV.
 fn serve<F: Filesystem>(
     filesystem: F,
     device: FuseDevice,
     attachment: &Attachment,
-    ready: oneshot::Sender<io::Result<Notifier>>,
+    begin: Begin,
+    ready: oneshot::Sender<io::Result<(Notifier, Agreement)>>,
 ) {
     let mut config = Config::default();
     // Who may come in is the kernel's to decide (allow_other, default_permissions).
@@ -225,15 +269,22 @@ fn serve<F: Filesystem>(
     config.n_threads = Some(LOOPS);
     // Requests read through a cloned descriptor die with it; those of the original survive us.
     config.clone_fd = false;
-    let session = match fuser::Session::from_fd(filesystem, device.into(), config.acl, config) {
-        Ok(session) => session,
+    let begun = match begin {
+        Begin::New => handshake::begin(filesystem, &device, config),
+        Begin::Resumed(agreement) => handshake::resume(filesystem, &device, &agreement, config)
+            .map(|session| (session, agreement)),
+    };
+    // The session has a descriptor of its own.
+    drop(device);
+    let (session, agreement) = match begun {
+        Ok(begun) => begun,
         Err(error) => {
             let _ = ready.send(Err(error));
             return;
         }
     };
     // The other side may have given up; then it has unmounted, and the loops end at once.
-    let _ = ready.send(Ok(session.notifier()));
+    let _ = ready.send(Ok((session.notifier(), agreement)));
     match session.run() {
         Ok(()) => tracing::debug!(path = %attachment.path().display(), "session ended"),
         Err(error) => {
