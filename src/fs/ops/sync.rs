@@ -43,10 +43,28 @@ impl FileSystem {
             self.sync_to_disk(&handle.inode).await?;
             return handle.take_failure().map_or(Ok(()), Err);
         }
-        let synced = self.upload_in_time(&handle.inode).await;
+        let synced = self.sync_to_bucket(&handle.inode).await;
         // It is reported by this very call.
         handle.take_failure();
         synced
+    }
+
+    /// The bucket has an inode, under the name that it has here.
+    async fn sync_to_bucket(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<(), FsError> {
+        let is_sent = !inode.state.lock().unsent.any();
+        if !is_sent {
+            return self.upload_in_time(inode).await;
+        }
+        // Its object may be where it belongs below a directory that is not.
+        let depth = self.tree.lock().depth(inode.ino);
+        for _ in 0..depth {
+            let Some(above) = self.tree.lock().displaced_ancestor(inode.ino) else {
+                break;
+            };
+            self.upload_in_time(&above).await?;
+        }
+        // Names that have come back to where they were sent nothing, and what is half undone must not come back.
+        Ok(self.journal.sync().await?)
     }
 
     /// What was written survives a crash of the host.
@@ -69,7 +87,9 @@ impl FileSystem {
         if self.settings.write.durability == Durability::Local {
             return Ok(self.journal.sync().await?);
         }
-        self.upload_in_time(&self.inode(ino)?).await?;
+        // Of what was made and removed here the bucket has never heard.
+        self.journal.sync().await?;
+        self.sync_to_bucket(&self.inode(ino)?).await?;
         let (changed, doomed) = {
             let tree = self.tree.lock();
             let directory = tree.key_of(ino).ok_or(FsError::NoEntry)?;
