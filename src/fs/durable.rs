@@ -15,6 +15,7 @@ use super::journal::record::{ChangedDirectory, ChangedInode, Record, SentObject}
 use super::journal::replay::{Replay, ReplayedInode};
 use super::staging::StagedContent;
 use super::tree::{Origin, ROOT, Tree};
+use crate::config::options::Durability;
 use crate::store::{Key, ObjectVersion};
 
 mod directory;
@@ -459,7 +460,14 @@ impl FileSystem {
         let mut tree = self.tree.lock();
         for (ino, replayed) in std::mem::take(&mut replay.inodes) {
             let inode = tree.inode(ino).ok_or(FsError::NoEntry)?;
-            self.fill(ino, &mut inode.state.lock(), replayed, other_boot)?;
+            let mut state = inode.state.lock();
+            self.fill(ino, &mut state, replayed, other_boot)?;
+            // The new journal tells of all of a file at once: what somebody synced is lost with what nobody did.
+            if let (Durability::Local, Some(staged)) =
+                (self.settings.write.durability, &mut state.staged)
+            {
+                staged.keep().sync_data()?;
+            }
         }
         for ino in &changed {
             let inode = tree.inode(*ino).ok_or(FsError::NoEntry)?;
@@ -493,21 +501,21 @@ impl FileSystem {
         &self,
         ino: u64,
         state: &mut InodeState,
-        replayed: ReplayedInode,
+        mut replayed: ReplayedInode,
         verify: bool,
     ) -> io::Result<()> {
+        let size = replayed.changed.attr.size;
+        if verify && replayed.go_back(self.staging.verifier(ino)) {
+            tracing::error!(
+                bucket = %self.bucket.location(), ino, was = size, is = replayed.changed.attr.size,
+                "bytes that nobody synced were lost when the host went down: the file is what it was before",
+            );
+        }
         let ReplayedInode {
             changed, content, ..
         } = replayed;
         if let Some(map) = content {
-            let (staged, lost) = self.staging.reopen(ino, map, verify)?;
-            for range in lost {
-                tracing::error!(
-                    bucket = %self.bucket.location(), ino, ?range,
-                    "bytes that nobody synced were lost when the host went down",
-                );
-            }
-            state.staged = Some(staged);
+            state.staged = Some(self.staging.reopen(ino, map)?);
         }
         state.attr = changed.attr;
         state.resolved = true;
@@ -552,6 +560,7 @@ impl FileSystem {
             }
         }
         let inodes: Vec<Arc<Inode>> = self.tree.lock().inodes().map(Arc::clone).collect();
+        let mut kept = Vec::new();
         for inode in inodes {
             let tree = self.tree.lock();
             let is_known = {
@@ -562,13 +571,16 @@ impl FileSystem {
                 self.place_in_journal(&tree, inode.ino)?;
             }
             let directory = tree.changed_directory(inode.ino);
-            let state = inode.state.lock();
+            let mut state = inode.state.lock();
             drop(tree);
             if state.journaled {
                 self.append_snapshot(inode.ino, &state, directory)?;
+                let staged = state.staged.as_mut().filter(|staged| staged.is_kept());
+                kept.extend(staged.map(StagedContent::keep));
             }
         }
-        Ok(())
+        // All of a file is told of at once: what somebody synced is lost with what nobody did.
+        kept.iter().try_for_each(|file| file.sync_data())
     }
 }
 

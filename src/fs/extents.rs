@@ -35,6 +35,9 @@ pub(crate) struct Extent {
     /// An upload may be reading it: it is not written over.
     #[serde(skip)]
     pub frozen: bool,
+    /// Somebody was told that the disk has it: nor is it then.
+    #[serde(skip)]
+    pub kept: bool,
 }
 
 impl Extent {
@@ -105,13 +108,14 @@ impl ExtentMap {
                         checksum: 0,
                     },
                     frozen: false,
+                    kept: false,
                 });
                 end += len;
             }
         };
         let is_inside = |e: &&Extent| range.start <= e.offset && e.range().end <= range.end;
         for reused in self.overlapping(range).filter(is_inside) {
-            if reused.frozen || !reused.is_whole() {
+            if reused.frozen || reused.kept || !reused.is_whole() {
                 continue;
             }
             append(at..reused.offset, &mut pieces);
@@ -144,23 +148,32 @@ impl ExtentMap {
         self.clone()
     }
 
-    /// Takes out what lies in chunks that `is_intact` says no to; returns the ranges of the file.
-    pub(crate) fn drop_damaged(
-        &mut self,
+    /// Marks all that is dirty now as what the disk is known to have: it is not written over, whatever becomes of
+    /// uploads.
+    pub(crate) fn keep(&mut self) {
+        for extent in self.extents.values_mut() {
+            extent.kept = true;
+        }
+    }
+
+    /// Whether `is_intact` says yes to every chunk of it that `elsewhere` does not have.
+    pub(crate) fn is_intact(
+        &self,
+        elsewhere: Option<&Self>,
         mut is_intact: impl FnMut(&Chunk) -> bool,
-    ) -> Vec<Range<u64>> {
-        let mut verdicts: BTreeMap<u64, bool> = BTreeMap::new();
-        let mut damaged = Vec::new();
-        self.extents.retain(|_, extent| {
-            let intact = *verdicts
-                .entry(extent.chunk.place)
-                .or_insert_with(|| is_intact(&extent.chunk));
-            if !intact {
-                damaged.push(extent.range());
-            }
-            intact
-        });
-        damaged
+    ) -> bool {
+        self.extents
+            .values()
+            .filter(|extent| !elsewhere.is_some_and(|elsewhere| elsewhere.has(extent)))
+            .all(|extent| is_intact(&extent.chunk))
+    }
+
+    /// Whether some of the bytes of `extent`, a map's that this was a copy of, are in it.
+    fn has(&self, extent: &Extent) -> bool {
+        self.overlapping(&extent.range()).any(|own| {
+            // The same bytes: at the same distance from their place in the staging file.
+            own.place.wrapping_sub(own.offset) == extent.place.wrapping_sub(extent.offset)
+        })
     }
 
     /// No upload reads any more.
@@ -176,12 +189,7 @@ impl ExtentMap {
         let kept: Vec<Extent> = self
             .extents
             .values()
-            .filter(|e| {
-                !uploaded.overlapping(&e.range()).any(|u| {
-                    // The same bytes: at the same distance from their place in the staging file.
-                    u.place.wrapping_sub(u.offset) == e.place.wrapping_sub(e.offset)
-                })
-            })
+            .filter(|e| !uploaded.has(e))
             .copied()
             .collect();
         self.extents.clear();
@@ -259,6 +267,7 @@ impl ExtentMap {
             && left.offset + left.len == extent.offset
             && left.place + left.len == extent.place
             && left.frozen == extent.frozen
+            && left.kept == extent.kept
             && left.is_whole()
             && extent.is_whole()
         {
@@ -413,12 +422,12 @@ mod tests {
                 }
                 prop_assert_eq!(staged.read(&staged.map, SIZE), model.clone());
                 let staging = &staged.staging;
-                let damaged = staged.map.clone().drop_damaged(|chunk| {
+                let is_intact = staged.map.is_intact(None, |chunk| {
                     let range = usize::try_from(chunk.place).unwrap()
                         ..usize::try_from(chunk.place + chunk.len).unwrap();
                     crc32c::crc32c(&staging[range]) == chunk.checksum
                 });
-                prop_assert_eq!(damaged, []);
+                prop_assert!(is_intact);
                 if let Some((map, bytes)) = &frozen {
                     prop_assert_eq!(&staged.read(map, SIZE), bytes);
                 }

@@ -3,7 +3,7 @@
 //! Which bytes are where is in [`ContentMap`] and, for the next process, in the journal. A file that the
 //! journal does not know of is nobody's: it goes at the next start.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -66,14 +66,9 @@ impl Staging {
         })
     }
 
-    /// The staging file that an earlier process left, with what the journal says of it. With `verify`, what
-    /// does not have its checksum is dropped; returns the ranges of the file that are lost so.
-    pub(crate) fn reopen(
-        &self,
-        ino: u64,
-        mut map: ContentMap,
-        verify: bool,
-    ) -> io::Result<(StagedContent, Vec<Range<u64>>)> {
+    /// The staging file that an earlier process left, with what the journal says of it. What is in it then is not
+    /// written over: that process may have told somebody that the disk has it.
+    pub(crate) fn reopen(&self, ino: u64, mut map: ContentMap) -> io::Result<StagedContent> {
         let path = self.path(ino);
         let file = OpenOptions::new()
             .create(true)
@@ -84,22 +79,26 @@ impl Staging {
             .open(&path)
             .map_err(named(&path))?;
         map.thaw();
-        let lost = if verify {
-            map.extents
-                .drop_damaged(|chunk| checksum_of(&file, chunk).is_ok_and(|c| c == chunk.checksum))
-        } else {
-            Vec::new()
-        };
+        map.extents.keep();
         let mut account = self.budget.account();
         account.set(map.extents.end());
-        let file = Arc::new(file);
-        let staged = StagedContent {
-            file,
+        Ok(StagedContent {
+            file: Arc::new(file),
             map,
             account,
             is_kept: true,
-        };
-        Ok((staged, lost))
+        })
+    }
+
+    /// What tells whether chunks of the staging file that an earlier process left are what was written.
+    pub(crate) fn verifier(&self, ino: u64) -> impl FnMut(&Chunk) -> bool {
+        let file = File::open(self.path(ino)).ok();
+        let mut found: HashMap<(u64, u64), Option<u32>> = HashMap::new();
+        move |chunk| {
+            let read = || checksum_of(file.as_ref()?, chunk).ok();
+            let found = found.entry((chunk.place, chunk.len)).or_insert_with(read);
+            *found == Some(chunk.checksum)
+        }
     }
 
     /// The inode has nothing staged any more, but the disk has what it had, and its journal says so: the file stays
@@ -243,9 +242,30 @@ impl ContentMap {
         (self.lowest_size < u64::MAX).then_some(self.lowest_size)
     }
 
+    /// Whether `is_intact` says yes to all of it that an upload of `sent` has not brought into the object.
+    pub(crate) fn is_intact(
+        &self,
+        sent: Option<&FrozenMap>,
+        is_intact: impl FnMut(&Chunk) -> bool,
+    ) -> bool {
+        let sent = sent.map(|sent| &sent.extents);
+        self.extents.is_intact(sent, is_intact)
+    }
+
     /// The dirty extents, in order.
     pub(crate) fn extents(&self) -> impl Iterator<Item = &Extent> {
         self.extents.iter()
+    }
+}
+
+impl FrozenMap {
+    /// The content when the upload began.
+    pub(crate) fn content(&self) -> ContentMap {
+        ContentMap {
+            extents: self.extents.clone(),
+            base_len: self.base_len,
+            lowest_size: u64::MAX,
+        }
     }
 }
 
@@ -335,7 +355,7 @@ impl StagedContent {
 
     /// What is there now is not written over any more; returns the file, to be synced.
     pub(crate) fn keep(&mut self) -> Arc<File> {
-        self.map.extents.freeze();
+        self.map.extents.keep();
         self.is_kept = true;
         Arc::clone(&self.file)
     }
@@ -481,24 +501,29 @@ mod tests {
     }
 
     #[test]
-    fn after_a_crash_of_the_host_bytes_that_are_not_what_was_written_are_dropped() {
+    fn bytes_that_are_not_what_was_written_are_found_out() {
         let dir = tempfile::tempdir().unwrap();
         let staging = Staging::open(dir.path().to_path_buf(), budget()).unwrap();
         let mut content = staging.create(7, 30).unwrap();
         write(&mut content, 0, &[1; 10]);
+        assert!(content.map().is_intact(None, staging.verifier(7)));
         write(&mut content, 20, &[2; 10]);
-        let map = content.map().clone();
         // The second write never reached the disk.
         content.file.set_len(10).unwrap();
         content.file.set_len(20).unwrap();
-        let (content, lost) = staging.reopen(7, map, true).unwrap();
-        assert_eq!(lost, vec![20..30]);
-        assert_eq!(
-            content.sources(0..30),
-            [
-                (0..10, ContentSource::Staged(0)),
-                (10..30, ContentSource::Base)
-            ]
-        );
+        assert!(!content.map().is_intact(None, staging.verifier(7)));
+    }
+
+    #[test]
+    fn what_the_disk_is_known_to_have_is_not_written_over_when_an_upload_has_failed() {
+        let (_dir, mut content) = staged(0);
+        write(&mut content, 0, &[1; 10]);
+        content.keep();
+        content.freeze();
+        content.abandoned();
+        write(&mut content, 0, &[2; 10]);
+        let mut bytes = [0; 10];
+        content.read_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [1; 10]);
     }
 }

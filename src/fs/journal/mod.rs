@@ -2,7 +2,8 @@
 //!
 //! - `record`: the format;
 //! - `log`: the file, its checksums and its torn tail;
-//! - `replay` (pure): what the records come to.
+//! - `replay` (pure): what the records come to;
+//! - `history` (pure): what a file was before bytes that the disk does not have were written.
 //!
 //! An append survives a crash of the process; [`Journal::sync`] makes all earlier ones survive a crash of the
 //! host. Lock order: the tree's, an inode's, the journal's.
@@ -20,6 +21,7 @@ use self::replay::Replay;
 use crate::fs::lock::{JOURNAL, Ordered};
 use crate::fs::request::RequestId;
 
+mod history;
 pub(crate) mod log;
 pub(crate) mod record;
 pub(crate) mod replay;

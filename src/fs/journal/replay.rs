@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::history::{History, Mark, Moment};
 use super::record::{ChangedDirectory, ChangedInode, Record, SentObject};
+use crate::fs::extents::Chunk;
 use crate::fs::inode::{Attempt, Unsent};
 use crate::fs::request::RequestId;
 use crate::fs::staging::{ContentMap, FrozenMap};
@@ -58,8 +60,9 @@ pub(crate) struct ReplayedInode {
     pub(crate) changed: ChangedInode,
     /// Where its dirty bytes are; `None`: only attributes changed.
     pub(crate) content: Option<ContentMap>,
+    history: History,
     /// What an upload has frozen of which the journal knows no end so far.
-    sending: Option<FrozenMap>,
+    sending: Option<(Mark, FrozenMap)>,
 }
 
 impl Replay {
@@ -151,8 +154,10 @@ impl Replay {
             }
             Record::InDoubt(attempt) => self.doubt([attempt]),
             Record::Changed(changed) => {
+                let content = changed.base_len.map(ContentMap::new);
                 let inode = ReplayedInode {
-                    content: changed.base_len.map(ContentMap::new),
+                    history: History::of_parts(content.clone()),
+                    content,
                     sending: None,
                     changed: *changed,
                 };
@@ -181,10 +186,12 @@ impl Replay {
                 if settled {
                     self.inodes.remove(&ino);
                 } else if let Some(inode) = self.inodes.get_mut(&ino) {
-                    if let (Some(content), Some(frozen)) =
-                        (&mut inode.content, inode.sending.take())
-                    {
-                        content.uploaded(&frozen, remote.size);
+                    match (&mut inode.content, inode.sending.take()) {
+                        (Some(content), Some((mark, frozen))) => {
+                            content.uploaded(&frozen, remote.size);
+                            inode.history.sent(mark, frozen, remote.size);
+                        }
+                        _ => inode.rebased(),
                     }
                     inode.changed.remote = Some(remote);
                     inode.changed.overwrites = overwrites;
@@ -194,6 +201,9 @@ impl Replay {
             Record::Attributes { ino, attr } => self.change(ino, |inode| {
                 inode.changed.attr = attr;
                 inode.changed.unsent.attributes = true;
+                if let Some(content) = &inode.content {
+                    inode.history.complete(content, attr.size, attr.mtime);
+                }
             }),
             Record::Written {
                 ino,
@@ -202,16 +212,19 @@ impl Replay {
                 time,
             } => self.change(ino, |inode| {
                 inode.content_mut().record(&extents);
+                inode.history.written(extents, size, time);
                 inode.changed.content_changed(size, time);
             }),
             Record::Resized { ino, size, time } => self.change(ino, |inode| {
                 inode.content_mut().resize(size);
+                inode.history.resized(size, time);
                 inode.changed.content_changed(size, time);
             }),
             Record::Sending { ino, attempt } => {
                 if let Some(inode) = self.inodes.get_mut(&ino) {
                     inode.changed.attempt = Some(attempt);
-                    inode.sending = inode.content.as_mut().map(ContentMap::freeze);
+                    let frozen = inode.content.as_mut().map(ContentMap::freeze);
+                    inode.sending = frozen.map(|frozen| (inode.history.mark(), frozen));
                 }
             }
             Record::Based {
@@ -221,6 +234,9 @@ impl Replay {
                 doomed,
             } => {
                 if let Some(inode) = self.inodes.get_mut(&ino) {
+                    if !is_moved(inode.changed.remote.as_ref(), remote.as_ref()) {
+                        inode.rebased();
+                    }
                     inode.changed.remote = remote;
                     inode.changed.overwrites = overwrites;
                 }
@@ -309,11 +325,48 @@ impl Replay {
     }
 }
 
+/// Whether an object's bytes are where they were, or have gone to another key.
+fn is_moved(from: Option<&SentObject>, to: Option<&SentObject>) -> bool {
+    match (from, to) {
+        (Some(from), Some(to)) => from.size == to.size && from.key != to.key,
+        _ => false,
+    }
+}
+
 impl ReplayedInode {
     fn content_mut(&mut self) -> &mut ContentMap {
-        let base_len = self.changed.remote.as_ref().map_or(0, |remote| remote.size);
-        self.content
-            .get_or_insert_with(|| ContentMap::new(base_len))
+        let base_len = self.object_size();
+        let content = self
+            .content
+            .get_or_insert_with(|| ContentMap::new(base_len));
+        self.history.begin(content);
+        content
+    }
+
+    fn object_size(&self) -> u64 {
+        self.changed.remote.as_ref().map_or(0, |remote| remote.size)
+    }
+
+    fn rebased(&mut self) {
+        if let Some(content) = &self.content {
+            let attr = &self.changed.attr;
+            self.history.rebased(content, attr.size, attr.mtime);
+        }
+    }
+
+    /// Takes the content back to the last moment of which nothing is missing. Returns `false` if it is as it was.
+    pub(crate) fn go_back(&mut self, mut is_intact: impl FnMut(&Chunk) -> bool) -> bool {
+        let Some(content) = &self.content else {
+            return false;
+        };
+        if content.is_intact(None, &mut is_intact) {
+            return false;
+        }
+        let Moment { map, size, time } = self.history.last_intact(self.object_size(), is_intact);
+        self.content = Some(map);
+        self.changed.attr.size = size;
+        self.changed.attr.mtime = time.unwrap_or(self.changed.attr.mtime);
+        true
     }
 }
 
