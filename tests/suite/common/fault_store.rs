@@ -116,8 +116,7 @@ impl Faults {
         }
     }
 
-    async fn before_write(&self) -> Result<(), StoreError> {
-        self.before_any().await?;
+    fn before_write(&self) -> Result<(), StoreError> {
         if take(&self.writes_before) || !take(&self.denied_writes) {
             return Ok(());
         }
@@ -184,11 +183,23 @@ fn away(reason: &str) -> StoreError {
     }
 }
 
+/// One process's connection to the store.
+#[derive(Debug, Default)]
+pub(crate) struct Connection(AtomicBool);
+
+impl Connection {
+    /// The process is dead: whatever of it still runs is not heard any more.
+    pub(crate) fn cut(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct FaultStore {
     inner: Arc<dyn Store>,
     faults: Arc<Faults>,
+    connection: Arc<Connection>,
 }
 
 impl FaultStore {
@@ -199,9 +210,35 @@ impl FaultStore {
             Self {
                 inner,
                 faults: Arc::clone(&faults),
+                connection: Arc::default(),
             },
             faults,
         )
+    }
+
+    /// The same store with the same faults, as one process reaches it.
+    pub(crate) fn connect(inner: Arc<dyn Store>, faults: Arc<Faults>) -> (Self, Arc<Connection>) {
+        let connection = Arc::<Connection>::default();
+        (
+            Self {
+                inner,
+                faults,
+                connection: Arc::clone(&connection),
+            },
+            connection,
+        )
+    }
+
+    async fn before_any(&self) -> Result<(), StoreError> {
+        if self.connection.0.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        self.faults.before_any().await
+    }
+
+    async fn before_write(&self) -> Result<(), StoreError> {
+        self.before_any().await?;
+        self.faults.before_write()
     }
 }
 
@@ -209,7 +246,7 @@ impl FaultStore {
 #[deny(clippy::missing_trait_methods)]
 impl Store for FaultStore {
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
-        self.faults.before_any().await?;
+        self.before_any().await?;
         self.inner.head(key).await
     }
 
@@ -219,14 +256,14 @@ impl Store for FaultStore {
         range: Range<u64>,
         version: &ObjectVersion,
     ) -> Result<ByteStream, StoreError> {
-        self.faults.before_any().await?;
+        self.before_any().await?;
         let len = range.end - range.start;
         let stream = self.inner.get(key, range, version).await?;
         Ok(self.faults.body(stream, len))
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.faults.before_any().await?;
+        self.before_any().await?;
         self.inner.list(request).await
     }
 
@@ -237,19 +274,19 @@ impl Store for FaultStore {
         metadata: &Metadata,
         condition: &Precondition,
     ) -> Result<ObjectVersion, StoreError> {
-        self.faults.before_write().await?;
+        self.before_write().await?;
         let done = self.inner.put(key, body, metadata, condition).await;
         self.faults.after_write(done)
     }
 
     async fn delete(&self, key: &Key, condition: &Precondition) -> Result<(), StoreError> {
-        self.faults.before_write().await?;
+        self.before_write().await?;
         let done = self.inner.delete(key, condition).await;
         self.faults.after_write(done)
     }
 
     async fn delete_batch(&self, keys: &[Key]) -> Result<Vec<(Key, StoreError)>, StoreError> {
-        self.faults.before_write().await?;
+        self.before_write().await?;
         let done = self.inner.delete_batch(keys).await;
         self.faults.after_write(done)
     }
@@ -260,7 +297,7 @@ impl Store for FaultStore {
         to: &Key,
         options: &CopyOptions,
     ) -> Result<ObjectVersion, StoreError> {
-        self.faults.before_write().await?;
+        self.before_write().await?;
         let done = self.inner.copy(from, to, options).await;
         self.faults.after_write(done)
     }
@@ -270,7 +307,7 @@ impl Store for FaultStore {
         key: &Key,
         metadata: &Metadata,
     ) -> Result<UploadId, StoreError> {
-        self.faults.before_any().await?;
+        self.before_any().await?;
         self.inner.create_multipart(key, metadata).await
     }
 
@@ -281,7 +318,7 @@ impl Store for FaultStore {
         number: u32,
         body: Bytes,
     ) -> Result<PartTag, StoreError> {
-        self.faults.before_write().await?;
+        self.before_write().await?;
         let done = self.inner.put_part(key, upload, number, body).await;
         self.faults.after_write(done)
     }
@@ -295,7 +332,7 @@ impl Store for FaultStore {
         range: Range<u64>,
         version: &ObjectVersion,
     ) -> Result<PartTag, StoreError> {
-        self.faults.before_write().await?;
+        self.before_write().await?;
         let done = self
             .inner
             .copy_part(key, upload, number, from, range, version)
@@ -310,7 +347,7 @@ impl Store for FaultStore {
         parts: &[PartTag],
         condition: &Precondition,
     ) -> Result<ObjectVersion, StoreError> {
-        self.faults.before_write().await?;
+        self.before_write().await?;
         let done = self
             .inner
             .complete_multipart(key, upload, parts, condition)
@@ -319,7 +356,7 @@ impl Store for FaultStore {
     }
 
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<(), StoreError> {
-        self.faults.before_any().await?;
+        self.before_any().await?;
         self.inner.abort_multipart(key, upload).await
     }
 }

@@ -1,8 +1,10 @@
 //! A [`FileSystem`] without a kernel, spoken to by paths.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::ops::Deref;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use bucketvol::fs::{
 };
 use bucketvol::store::{Bucket, FileKind, Key, ListEntry, ListRequest, Metadata, Precondition};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 /// The root's inode number.
@@ -82,6 +85,25 @@ fn as_synced(journal: &[u8], synced: u64) -> Vec<u8> {
     journal
 }
 
+/// What a host that goes down leaves of the bytes that were staged on it and that nobody has synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unsynced {
+    /// Zeros.
+    Lost,
+    /// All of them.
+    Kept,
+    /// Some pages, by this seed.
+    Some(u64),
+}
+
+/// A staging file as somebody was told that the disk has it.
+#[derive(Debug, Clone)]
+struct Synced {
+    /// A file of the same name that was made since is another.
+    file: u64,
+    bytes: Vec<u8>,
+}
+
 /// A volume, its bucket, and its clock, which stands still until it is turned.
 #[derive(Debug)]
 pub(crate) struct TestFs {
@@ -90,6 +112,7 @@ pub(crate) struct TestFs {
     pub(crate) clock: Arc<ManualClock>,
     write: WriteOptions,
     staging: TempDir,
+    synced: Mutex<HashMap<u64, Synced>>,
 }
 
 impl Deref for TestFs {
@@ -158,22 +181,52 @@ impl TestFs {
     }
 
     /// The volume as the next process finds it when the host goes down: of the journal the disk has what is known to
-    /// be synced and no more, and of each staging file what `damage` leaves.
-    pub(crate) async fn after_host_crash(&self, damage: impl Fn(&mut [u8])) -> Self {
+    /// be synced and no more.
+    pub(crate) async fn after_host_crash(&self, unsynced: Unsynced) -> Self {
+        self.after_host_crash_at(self.status().journal_synced_bytes, unsynced)
+            .await
+    }
+
+    /// Likewise, when the disk has so many bytes of the journal.
+    pub(crate) async fn after_host_crash_at(&self, journal_bytes: u64, unsynced: Unsynced) -> Self {
         let left = tempfile::tempdir().unwrap();
-        let synced = self.status().journal_synced_bytes;
         copy_dir(self.staging.path(), left.path());
+        for file in std::fs::read_dir(self.staged_files()).unwrap() {
+            let file = file.unwrap();
+            let synced = file.file_name().to_str().and_then(|name| name.parse().ok());
+            let synced = synced.map_or_else(Vec::new, |ino| self.synced_of(ino));
+            let path = left.path().join("staging/files").join(file.file_name());
+            let mut bytes = std::fs::read(&path).unwrap();
+            unsynced.leave(&mut bytes, synced);
+            std::fs::write(&path, bytes).unwrap();
+        }
         self.close();
         let journal = left.path().join("staging/journal");
         let said = std::fs::read(&journal).unwrap();
-        std::fs::write(&journal, as_synced(&said, synced)).unwrap();
-        for file in std::fs::read_dir(left.path().join("staging/files")).unwrap() {
-            let path = file.unwrap().path();
-            let mut bytes = std::fs::read(&path).unwrap();
-            damage(&mut bytes);
-            std::fs::write(&path, bytes).unwrap();
-        }
+        std::fs::write(&journal, as_synced(&said, journal_bytes)).unwrap();
         Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
+    }
+
+    fn staged_files(&self) -> PathBuf {
+        self.staging.path().join("staging/files")
+    }
+
+    /// Somebody was told that this host's disk has what was written to the inode.
+    pub(crate) fn note_synced(&self, ino: u64) {
+        let path = self.staged_files().join(ino.to_string());
+        if let (Ok(bytes), Ok(about)) = (std::fs::read(&path), std::fs::metadata(&path)) {
+            let file = about.ino();
+            self.synced.lock().insert(ino, Synced { file, bytes });
+        }
+    }
+
+    /// What somebody was told that the disk has of an inode's staging file.
+    fn synced_of(&self, ino: u64) -> Vec<u8> {
+        let about = std::fs::metadata(self.staged_files().join(ino.to_string()));
+        let synced = self.synced.lock().get(&ino).cloned();
+        synced
+            .filter(|synced| about.is_ok_and(|about| about.ino() == synced.file))
+            .map_or_else(Vec::new, |synced| synced.bytes)
     }
 
     async fn open_at(
@@ -206,12 +259,27 @@ impl TestFs {
         let fs = FileSystem::open(Arc::clone(&bucket), settings)
             .await
             .unwrap();
-        Self {
+        let opened = Self {
             fs,
             bucket,
             clock,
             write,
             staging,
+            synced: Mutex::default(),
+        };
+        // What is taken up is on the disk before the new journal is: it tells of all of it in one record.
+        if write.durability == Durability::Local {
+            opened.sync_all();
+        }
+        opened
+    }
+
+    fn sync_all(&self) {
+        for file in std::fs::read_dir(self.staged_files()).unwrap() {
+            let ino = file.unwrap().file_name();
+            if let Some(ino) = ino.to_str().and_then(|name| name.parse().ok()) {
+                self.note_synced(ino);
+            }
         }
     }
 
@@ -232,7 +300,7 @@ impl TestFs {
 
     /// Bytes of its staging files.
     pub(crate) fn staged_bytes(&self) -> u64 {
-        let files = std::fs::read_dir(self.staging.path().join("staging/files")).unwrap();
+        let files = std::fs::read_dir(self.staged_files()).unwrap();
         files
             .map(|file| file.unwrap().metadata().unwrap().len())
             .sum()
@@ -303,12 +371,13 @@ impl TestFs {
 
     pub(crate) async fn create(&self, path: &str) -> Result<OpenFile, FsError> {
         let (parent, name) = self.parent(path).await?;
-        let (_, fh) = self
+        let (entry, fh) = self
             .fs
             .create(parent, name, 0o644, CALLER, IfExists::Open)
             .await?;
         Ok(OpenFile {
             fs: Arc::clone(self),
+            ino: entry.ino,
             fh,
         })
     }
@@ -317,6 +386,7 @@ impl TestFs {
         let ino = self.ino(path).await?;
         Ok(OpenFile {
             fs: Arc::clone(self),
+            ino,
             fh: self.fs.open_file(ino, true, false).await?,
         })
     }
@@ -325,6 +395,7 @@ impl TestFs {
         let ino = self.ino(path).await?;
         Ok(OpenFile {
             fs: Arc::clone(self),
+            ino,
             fh: self.fs.open_file(ino, true, true).await?,
         })
     }
@@ -344,6 +415,7 @@ impl TestFs {
         let fh = self.fs.open_file(ino, false, false).await?;
         let file = OpenFile {
             fs: Arc::clone(self),
+            ino,
             fh,
         };
         let bytes = file.read_all().await;
@@ -512,10 +584,35 @@ impl TestFs {
     }
 }
 
+impl Unsynced {
+    /// What is left of a staging file of which the disk has `synced` for certain.
+    fn leave(self, bytes: &mut [u8], mut synced: Vec<u8>) {
+        const PAGE: usize = 4096;
+        synced.resize(bytes.len(), 0);
+        let mut random = match self {
+            Self::Kept => return,
+            Self::Lost => None,
+            Self::Some(seed) => Some(seed | 1),
+        };
+        for (page, on_disk) in bytes.chunks_mut(PAGE).zip(synced.chunks(PAGE)) {
+            let is_kept = random.as_mut().is_some_and(|random| {
+                *random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                *random >> 63 == 1
+            });
+            if !is_kept {
+                page.copy_from_slice(on_disk);
+            }
+        }
+    }
+}
+
 /// An open file. Closing it says whether its bytes are in the bucket.
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     fs: Arc<FileSystem>,
+    pub(crate) ino: u64,
     pub(crate) fh: u64,
 }
 

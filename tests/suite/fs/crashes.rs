@@ -6,7 +6,7 @@ use bucketvol::config::options::{Durability, WriteOptions};
 use bucketvol::fs::{FsError, RenameMode, RequestId, SetAttr};
 
 use super::faults::faulty_bucket;
-use crate::common::test_fs::{JOURNAL_HEADER, TestFs, pattern};
+use crate::common::test_fs::{JOURNAL_HEADER, TestFs, Unsynced, pattern};
 
 on_each_store! {
     async fn what_was_written_survives_the_death_of_the_daemon(fs: TestFs) {
@@ -103,7 +103,7 @@ async fn what_an_upload_has_sent_is_not_overwritten_by_zeros_when_the_host_goes_
             .unwrap()
             .write_at(0, b"nor this")
             .unwrap();
-        let fs = fs.after_host_crash(|staged| staged.fill(0)).await;
+        let fs = fs.after_host_crash(Unsynced::Lost).await;
         assert!(fs.read("a").await.unwrap() == pattern(1000));
         fs.drained().await;
         assert!(fs.object("a").await.unwrap() == pattern(1000));
@@ -129,7 +129,7 @@ async fn with_durability_local_a_file_renamed_over_another_is_one_of_both_when_t
         file.close().await.unwrap();
     }
     fs.rename("a.new", "a").await.unwrap();
-    let fs = fs.after_host_crash(|_| {}).await;
+    let fs = fs.after_host_crash(Unsynced::Kept).await;
     assert!(fs.read("a").await.unwrap() == pattern(1000));
     assert!(fs.read("a.new").await.unwrap() == pattern(2000));
     // Once more, and the disk has heard of it.
@@ -139,7 +139,7 @@ async fn with_durability_local_a_file_renamed_over_another_is_one_of_both_when_t
     other
         .write_at(0, b"the journal says how far it was synced")
         .unwrap();
-    let fs = fs.after_host_crash(|_| {}).await;
+    let fs = fs.after_host_crash(Unsynced::Kept).await;
     assert!(fs.read("a").await.unwrap() == pattern(2000));
     assert_eq!(fs.ls("").await, ["a", "b"]);
     fs.drained().await;
