@@ -5,7 +5,7 @@
 help:
 	@echo 'make demo       a bucket as a Docker volume, from nothing, on this machine'
 	@echo 'make test       everything: lints, unit tests, real mounts, a real engine, a real S3 server'
-	@echo 'make test-long  that, with 4000 random cases for each property'
+	@echo 'make test-long  that, with 4000 random cases for each property and thousands of crashes'
 	@echo 'make lint       formatting and clippy'
 	@echo 'make fmt        formats the sources'
 	@echo 'make doc        the API documentation; a warning is an error'

@@ -4,7 +4,8 @@
 #
 #   YES=1   does not ask (nor does CI=true, where a part that cannot run is a failure)
 #   ONLY="lint plain fuse"   runs these parts only
-#   LONG=1  4000 random cases for each property, 500 kills, and the tests that take minutes each
+#   LONG=1  4000 random cases for each property, 500 kills, a crash at every point of 25 simulated runs, and the
+#           tests that take minutes each
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -92,6 +93,7 @@ nextest_profile=()
 if [ "${LONG:-}" = 1 ]; then
     nextest_profile=(--profile long --run-ignored all)
     export PROPTEST_CASES="${PROPTEST_CASES:-4000}" BUCKETVOL_KILLS="${BUCKETVOL_KILLS:-500}"
+    export BUCKETVOL_SEEDS="${BUCKETVOL_SEEDS:-25}"
 fi
 
 can_fuse() {

@@ -18,4 +18,5 @@ pub(crate) mod process;
 pub(crate) mod s3;
 mod s3_backend;
 pub(crate) mod s3_server;
+pub(crate) mod simulated_store;
 pub(crate) mod test_fs;

@@ -32,10 +32,18 @@ pub(crate) const STAGING_LIMIT: u64 = 256 * 1024 * 1024;
 
 pub(crate) const TTL: Duration = Duration::from_secs(1);
 
+/// How long a simulation waits for anything.
+pub(crate) const NOBODY_GIVES_UP: Duration = Duration::from_secs(24 * 3600);
+
 pub(crate) const CALLER: Caller = Caller {
     uid: 1000,
     gid: 100,
 };
+
+/// A directory of this host, in memory where it can be: what a simulation's disk has is decided by the test.
+fn simulated_disk() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
 
 /// A directory of this host as a bucket; it goes with the guard.
 pub(crate) fn directory_bucket() -> (Bucket, TempDir) {
@@ -113,6 +121,8 @@ pub(crate) struct TestFs {
     write: WriteOptions,
     staging: TempDir,
     synced: Mutex<HashMap<u64, Synced>>,
+    /// The time of a simulation, in place of `clock`.
+    time: Option<Arc<dyn Clock>>,
 }
 
 impl Deref for TestFs {
@@ -149,12 +159,21 @@ impl TestFs {
         Self::open_at(bucket, WriteOptions::default(), staging, tune).await
     }
 
+    /// A volume in a simulation's time, in which nobody gives up waiting.
+    pub(crate) async fn simulated(
+        bucket: Arc<Bucket>,
+        write: WriteOptions,
+        time: Arc<dyn Clock>,
+    ) -> Self {
+        Self::open_in(bucket, write, simulated_disk(), Some(time), |_| {}).await
+    }
+
     /// The volume as the next process finds it when this one is killed here and now.
     pub(crate) async fn after_crash(&self) -> Self {
-        let left = tempfile::tempdir().unwrap();
+        let left = self.another_directory();
         copy_dir(self.staging.path(), left.path());
         self.close();
-        Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
+        self.open_next(left).await
     }
 
     /// The volume as the next process finds it when this one has brought all into the bucket and has ended.
@@ -166,18 +185,18 @@ impl TestFs {
     /// The volume as the next process finds it when this one has ended, whatever it has brought into the bucket.
     pub(crate) async fn reopened(&self) -> Self {
         self.close();
-        let left = tempfile::tempdir().unwrap();
+        let left = self.another_directory();
         copy_dir(self.staging.path(), left.path());
-        Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
+        self.open_next(left).await
     }
 
     /// The volume as the next process finds it when this one is killed and its journal has these bytes.
     pub(crate) async fn after_damage(&self, journal: &[u8]) -> Self {
-        let left = tempfile::tempdir().unwrap();
+        let left = self.another_directory();
         copy_dir(self.staging.path(), left.path());
         std::fs::write(left.path().join("staging/journal"), journal).unwrap();
         self.close();
-        Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
+        self.open_next(left).await
     }
 
     /// The volume as the next process finds it when the host goes down: of the journal the disk has what is known to
@@ -189,7 +208,7 @@ impl TestFs {
 
     /// Likewise, when the disk has so many bytes of the journal.
     pub(crate) async fn after_host_crash_at(&self, journal_bytes: u64, unsynced: Unsynced) -> Self {
-        let left = tempfile::tempdir().unwrap();
+        let left = self.another_directory();
         copy_dir(self.staging.path(), left.path());
         for file in std::fs::read_dir(self.staged_files()).unwrap() {
             let file = file.unwrap();
@@ -204,7 +223,15 @@ impl TestFs {
         let journal = left.path().join("staging/journal");
         let said = std::fs::read(&journal).unwrap();
         std::fs::write(&journal, as_synced(&said, journal_bytes)).unwrap();
-        Self::open_at(Arc::clone(&self.bucket), self.write, left, |_| {}).await
+        self.open_next(left).await
+    }
+
+    fn another_directory(&self) -> TempDir {
+        if self.time.is_some() {
+            simulated_disk()
+        } else {
+            tempfile::tempdir().unwrap()
+        }
     }
 
     fn staged_files(&self) -> PathBuf {
@@ -235,6 +262,22 @@ impl TestFs {
         staging: TempDir,
         tune: impl FnOnce(&mut Settings),
     ) -> Self {
+        Self::open_in(bucket, write, staging, None, tune).await
+    }
+
+    /// The next process's.
+    async fn open_next(&self, staging: TempDir) -> Self {
+        let (bucket, time) = (Arc::clone(&self.bucket), self.time.clone());
+        Self::open_in(bucket, self.write, staging, time, |_| {}).await
+    }
+
+    async fn open_in(
+        bucket: Arc<Bucket>,
+        write: WriteOptions,
+        staging: TempDir,
+        time: Option<Arc<dyn Clock>>,
+        tune: impl FnOnce(&mut Settings),
+    ) -> Self {
         let clock = ManualClock::shared();
         let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
         let mut settings = Settings {
@@ -255,6 +298,10 @@ impl TestFs {
             cache: BlockCache::new(64 * 1024 * 1024),
             clock: shared,
         };
+        if let Some(time) = &time {
+            settings.clock = Arc::clone(time);
+            settings.fsync_timeout = NOBODY_GIVES_UP;
+        }
         tune(&mut settings);
         let fs = FileSystem::open(Arc::clone(&bucket), settings)
             .await
@@ -266,6 +313,7 @@ impl TestFs {
             write,
             staging,
             synced: Mutex::default(),
+            time,
         };
         // What is taken up is on the disk before the new journal is: it tells of all of it in one record.
         if write.durability == Durability::Local {

@@ -49,5 +49,7 @@ mod faults;
 mod stores;
 // Many programs at once.
 mod together;
+// The same in an order that a seed decides, and a crash at every point of it.
+mod simulation;
 // Two hosts that change the same files at random.
 mod rivals;

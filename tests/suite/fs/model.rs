@@ -117,17 +117,17 @@ fn unsynced() -> impl Strategy<Value = Unsynced> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Node {
+pub(super) enum Node {
     Directory,
     File(usize),
 }
 
 /// A file: what it was after each change.
-#[derive(Debug)]
-struct File {
-    moments: Vec<Vec<u8>>,
+#[derive(Debug, Clone)]
+pub(super) struct File {
+    pub(super) moments: Vec<Vec<u8>>,
     /// Nothing takes it back to before this one.
-    durable: usize,
+    pub(super) durable: usize,
 }
 
 impl File {
@@ -138,26 +138,29 @@ impl File {
         }
     }
 
-    fn bytes(&self) -> &Vec<u8> {
+    pub(super) fn bytes(&self) -> &Vec<u8> {
         &self.moments[self.latest()]
     }
 
-    fn latest(&self) -> usize {
+    pub(super) fn latest(&self) -> usize {
         self.moments.len() - 1
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Vec<u8>)) {
         let mut bytes = self.bytes().clone();
         change(&mut bytes);
         self.moments.push(bytes);
     }
 }
 
+/// The names that were found; a file's with its bytes.
+pub(super) type Found = BTreeMap<String, Option<Vec<u8>>>;
+
 /// What a file system is, without one.
-#[derive(Debug, Default)]
-struct Model {
-    names: BTreeMap<String, Node>,
-    files: Vec<File>,
+#[derive(Debug, Clone, Default)]
+pub(super) struct Model {
+    pub(super) names: BTreeMap<String, Node>,
+    pub(super) files: Vec<File>,
 }
 
 /// The model as it was when the journal was so long.
@@ -171,14 +174,14 @@ struct Snapshot {
 
 /// What was promised after a snapshot. What came later may have undone it.
 #[derive(Debug)]
-enum Promise {
+pub(super) enum Promise {
     /// These names are the file's.
     File(usize, Vec<String>),
     /// A directory has these names.
     Directory(String, Vec<String>),
 }
 
-type Answer<T> = Result<T, &'static str>;
+pub(super) type Answer<T> = Result<T, &'static str>;
 
 impl Model {
     fn parent_is_directory(&self, path: &str) -> Answer<()> {
@@ -207,7 +210,7 @@ impl Model {
         self.parent_is_directory(b)
     }
 
-    fn node(&self, path: &str) -> Answer<Node> {
+    pub(super) fn node(&self, path: &str) -> Answer<Node> {
         self.parent_is_directory(path)?;
         self.names.get(path).copied().ok_or("no entry")
     }
@@ -219,7 +222,7 @@ impl Model {
             .any(|name| name.starts_with(&format!("{path}/")))
     }
 
-    fn open(&mut self, path: &str) -> Answer<usize> {
+    pub(super) fn open(&mut self, path: &str) -> Answer<usize> {
         match self.node(path) {
             Ok(Node::File(id)) => Ok(id),
             Ok(Node::Directory) => Err("is a directory"),
@@ -234,7 +237,7 @@ impl Model {
         }
     }
 
-    fn write(&mut self, id: usize, offset: u64, len: usize, byte: u8) {
+    pub(super) fn write(&mut self, id: usize, offset: u64, len: usize, byte: u8) {
         let offset = usize::try_from(offset).unwrap();
         self.files[id].change(|bytes| {
             if bytes.len() < offset + len {
@@ -244,7 +247,7 @@ impl Model {
         });
     }
 
-    fn mkdir(&mut self, path: &str) -> Answer<()> {
+    pub(super) fn mkdir(&mut self, path: &str) -> Answer<()> {
         match self.node(path) {
             Ok(_) => Err("exists"),
             Err("no entry") => {
@@ -256,7 +259,7 @@ impl Model {
         }
     }
 
-    fn unlink(&mut self, path: &str) -> Answer<()> {
+    pub(super) fn unlink(&mut self, path: &str) -> Answer<()> {
         match self.node(path)? {
             Node::Directory => Err("is a directory"),
             Node::File(_) => {
@@ -266,7 +269,7 @@ impl Model {
         }
     }
 
-    fn rmdir(&mut self, path: &str) -> Answer<()> {
+    pub(super) fn rmdir(&mut self, path: &str) -> Answer<()> {
         match self.node(path)? {
             Node::File(_) => Err("not a directory"),
             Node::Directory if !self.is_empty(path) => Err("not empty"),
@@ -277,7 +280,7 @@ impl Model {
         }
     }
 
-    fn rename(&mut self, from: &str, to: &str) -> Answer<()> {
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> Answer<()> {
         self.parents_are_directories(from, to)?;
         let node = self.node(from)?;
         match (node, self.names.get(to)) {
@@ -305,7 +308,7 @@ impl Model {
         Ok(())
     }
 
-    fn exchange(&mut self, a: &str, b: &str) -> Answer<()> {
+    pub(super) fn exchange(&mut self, a: &str, b: &str) -> Answer<()> {
         self.parents_are_directories(a, b)?;
         self.node(a)?;
         self.node(b)?;
@@ -326,12 +329,12 @@ impl Model {
         Ok(())
     }
 
-    fn children(&self, path: &str) -> Vec<String> {
+    pub(super) fn children(&self, path: &str) -> Vec<String> {
         children(&self.names, path)
     }
 
     /// The names that a file has.
-    fn names_of(&self, id: usize) -> Vec<String> {
+    pub(super) fn names_of(&self, id: usize) -> Vec<String> {
         let names = self.names.iter();
         names
             .filter(|(_, node)| **node == Node::File(id))
@@ -347,7 +350,7 @@ impl Model {
     }
 }
 
-fn children(names: &BTreeMap<String, Node>, path: &str) -> Vec<String> {
+pub(super) fn children(names: &BTreeMap<String, Node>, path: &str) -> Vec<String> {
     let mut names: Vec<String> = names
         .iter()
         .filter_map(|(name, node)| {
@@ -360,7 +363,7 @@ fn children(names: &BTreeMap<String, Node>, path: &str) -> Vec<String> {
     names
 }
 
-fn word(error: &FsError) -> &'static str {
+pub(super) fn word(error: &FsError) -> &'static str {
     match error {
         FsError::NoEntry => "no entry",
         FsError::Exists => "exists",
@@ -647,7 +650,7 @@ impl Run {
         if cut == end && staged == Unsynced::Kept {
             self.model.all_is_durable();
         }
-        let found = self.found().await;
+        let found = all_names(&self.fs).await;
         // An operation may have been in the middle of what it has to say.
         let mut before = self.snapshots.iter();
         let before = before
@@ -678,11 +681,7 @@ impl Run {
     }
 
     /// Which moment of each of its files was found, if all was found as it can have been at a snapshot.
-    fn moments_at(
-        &self,
-        snapshot: &Snapshot,
-        found: &BTreeMap<String, Option<Vec<u8>>>,
-    ) -> Option<Vec<(usize, usize)>> {
+    fn moments_at(&self, snapshot: &Snapshot, found: &Found) -> Option<Vec<(usize, usize)>> {
         let mut moments = Vec::new();
         for (name, node) in &snapshot.names {
             match (node, found.get(name)?) {
@@ -696,28 +695,6 @@ impl Run {
             }
         }
         (found.len() == snapshot.names.len()).then_some(moments)
-    }
-
-    /// Every name that there is; a file's with its bytes.
-    async fn found(&self) -> BTreeMap<String, Option<Vec<u8>>> {
-        let mut found = BTreeMap::new();
-        let mut directories = vec![String::new()];
-        while let Some(directory) = directories.pop() {
-            for name in self.fs.ls(&directory).await {
-                let path = format!("{directory}{name}");
-                match path.strip_suffix('/') {
-                    Some(below) => {
-                        found.insert(below.to_owned(), None);
-                        directories.push(path);
-                    }
-                    None => {
-                        let bytes = self.fs.read(&path).await.unwrap();
-                        found.insert(path, Some(bytes));
-                    }
-                }
-            }
-        }
-        found
     }
 
     /// The process is dead, with whoever had a file open. No volume is opened without its store.
@@ -794,7 +771,7 @@ impl Run {
 
 impl Promise {
     /// It is kept by these names.
-    fn check(&self, names: &BTreeMap<String, Node>) {
+    pub(super) fn check(&self, names: &BTreeMap<String, Node>) {
         match self {
             Self::File(id, promised) => {
                 for name in promised {
@@ -806,6 +783,28 @@ impl Promise {
             }
         }
     }
+}
+
+/// Every name that there is; a file's with its bytes.
+pub(super) async fn all_names(fs: &TestFs) -> Found {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![String::new()];
+    while let Some(directory) = directories.pop() {
+        for name in fs.ls(&directory).await {
+            let path = format!("{directory}{name}");
+            match path.strip_suffix('/') {
+                Some(below) => {
+                    found.insert(below.to_owned(), None);
+                    directories.push(path);
+                }
+                None => {
+                    let bytes = fs.read(&path).await.unwrap();
+                    found.insert(path, Some(bytes));
+                }
+            }
+        }
+    }
+    found
 }
 
 fn is_the_stores<T>(done: &Result<T, FsError>) -> bool {

@@ -36,7 +36,7 @@ impl Random {
 }
 
 /// What programs that share names do to each other: nothing else may go wrong.
-fn may_happen(error: &FsError) -> bool {
+pub(super) fn may_happen(error: &FsError) -> bool {
     matches!(
         error,
         FsError::NoEntry
