@@ -82,7 +82,7 @@ fn op() -> impl Strategy<Value = Op> {
     let path = || 0..PATHS.len();
     prop_oneof![
         4 => path().prop_map(Op::Open),
-        6 => (0usize..4, 0u64..300_000, 1usize..5000, 1u8..)
+        6 => (0usize..4, offset(), len(), 1u8..)
             .prop_map(|(handle, offset, len, byte)| Op::Write { handle, offset, len, byte }),
         2 => (0usize..4).prop_map(Op::Fsync),
         1 => path().prop_map(Op::FsyncDir),
@@ -106,6 +106,15 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (path(), 1usize..5000, 1u8..)
             .prop_map(|(path, len, byte)| Op::OtherHostWrites { path, len, byte }),
     ]
+}
+
+/// Often the same, so that writes meet.
+fn offset() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 0u64..300_000]
+}
+
+fn len() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(4000), 1usize..5000]
 }
 
 fn unsynced() -> impl Strategy<Value = Unsynced> {
