@@ -223,7 +223,10 @@ impl TestFs {
         let journal = left.path().join("staging/journal");
         let said = std::fs::read(&journal).unwrap();
         std::fs::write(&journal, as_synced(&said, journal_bytes)).unwrap();
-        self.open_next(left).await
+        let next = self.open_next(left).await;
+        // What was found there is on the disk.
+        next.sync_all();
+        next
     }
 
     fn another_directory(&self) -> TempDir {

@@ -684,7 +684,9 @@ impl Run {
         }
         self.model.names = std::mem::take(&mut self.snapshots[at].names);
         for (id, moment) in moments {
-            self.model.files[id].moments.truncate(moment + 1);
+            let file = &mut self.model.files[id];
+            file.moments.truncate(moment + 1);
+            file.durable = moment;
         }
         self.names_are_durable();
     }
@@ -953,4 +955,22 @@ fn regression_a_directory_renamed_over_another_is_one_of_both_when_the_host_goes
             },
         ]);
     }
+}
+
+/// What is found after a crash of the host was on its disk.
+#[test]
+fn regression_a_file_that_has_survived_one_crash_of_the_host_survives_the_next() {
+    let write = Op::Write {
+        handle: 0,
+        offset: 0,
+        len: 4000,
+        byte: 1,
+    };
+    let crash = |tail, staged| Op::HostCrash { tail, staged };
+    run(vec![
+        Op::Open(0),
+        write,
+        crash(4, Unsynced::Kept),
+        crash(0, Unsynced::Lost),
+    ]);
 }
