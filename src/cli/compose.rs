@@ -44,8 +44,8 @@ pub(super) async fn mount_at(
     Ok(mounter::mount_at(dir, options, host).await?)
 }
 
-/// Asks the store whether the options lead to a bucket; the error is the whole story.
-pub(super) async fn check_store(options: &Options, ambient: &Ambient) -> Result<()> {
+/// Asks the store whether the options lead to a bucket, and returns it; the error is the whole story.
+pub(super) async fn check_store(options: &Options, ambient: &Ambient) -> Result<Bucket> {
     let clock = SystemClock::shared();
     let credentials = CredentialProvider::new(options, ambient, Arc::clone(&clock))?;
     let (endpoint, ca_cert) = (&options.endpoint, options.host.ca_cert.as_deref());
@@ -56,7 +56,8 @@ pub(super) async fn check_store(options: &Options, ambient: &Ambient) -> Result<
         Arc::new(credentials),
         clock,
     )?;
-    Ok(bucket.check().await?)
+    bucket.check().await?;
+    Ok(bucket)
 }
 
 /// What mounts the daemon's volumes.

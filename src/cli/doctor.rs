@@ -6,22 +6,30 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use clap::Args;
 
 use super::control::client::local_client;
 use super::{compose, control, mount, output, pairs};
-use crate::config::{Ambient, Environment};
+use crate::clock::SystemClock;
+use crate::config::{Ambient, Environment, Location, Scheme};
 use crate::fs::fuse::mount::FS_TYPE;
 use crate::fs::fuse::mountinfo::MountTable;
+use crate::store::{Bucket, OpenUpload, StoreError};
 
 /// Nothing local needs longer; what does hangs.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// Longer than the store's own limit, so that its words are heard.
 const STORE_LIMIT: Duration = Duration::from_secs(20);
+
+/// An upload in parts that is older is one that nobody is sending any more, most likely.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Pages of uploads that are looked at, each of up to a thousand.
+const UPLOAD_PAGES: usize = 20;
 
 /// Find what is wrong, and how to mend it
 #[derive(Debug, Args)]
@@ -67,7 +75,11 @@ pub(super) async fn run(args: DoctorArgs) -> Result<ExitCode> {
             .map(|finding| ("mounts", finding)),
     );
     if let Some(url) = &args.url {
-        findings.push(("store", store(url, &args.options).await));
+        let (finding, bucket) = store(url, &args.options).await;
+        findings.push(("store", finding));
+        if let Some(bucket) = bucket {
+            findings.push(("uploads", uploads(&bucket).await));
+        }
     }
     let failed = findings
         .iter()
@@ -268,28 +280,99 @@ async fn stale_mounts() -> Vec<Finding> {
     findings
 }
 
-async fn store(url: &str, options: &[String]) -> Finding {
+/// Whether the store can be used, and the bucket if it can.
+async fn store(url: &str, options: &[String]) -> (Finding, Option<Bucket>) {
     let ambient = Ambient::command_line(Environment::of_this_process());
     let options = match mount::options(url, pairs::split(options), &ambient) {
         Ok(options) => options,
-        Err(error) => return Fail(output::one_line(&error)),
+        Err(error) => return (Fail(output::one_line(&error)), None),
     };
     let location = &options.location;
     match tokio::time::timeout(STORE_LIMIT, compose::check_store(&options, &ambient)).await {
-        Ok(Ok(())) => Fine(format!(
-            "{location} can be listed, with credentials {}",
-            options.credentials
+        Ok(Ok(bucket)) => {
+            let credentials = &options.credentials;
+            let said = format!("{location} can be listed, with credentials {credentials}");
+            (Fine(said), Some(bucket))
+        }
+        Ok(Err(error)) => (Fail(output::one_line(&error)), None),
+        Err(_) => {
+            let said = format!("{location}: no answer in {STORE_LIMIT:?}; check the endpoint");
+            (Fail(said), None)
+        }
+    }
+}
+
+/// Uploads in parts that somebody began and nobody ended.
+async fn uploads(bucket: &Bucket) -> Finding {
+    let location = bucket.location();
+    match tokio::time::timeout(STORE_LIMIT, open_uploads(bucket)).await {
+        Ok(Ok((uploads, is_all))) => {
+            judge_uploads(location, &uploads, is_all, SystemClock::shared().wall())
+        }
+        Ok(Err(StoreError::Unsupported { .. })) => Warn(format!(
+            "{location} does not say which uploads in parts were never ended"
         )),
-        Ok(Err(error)) => Fail(output::one_line(&error)),
-        Err(_) => Fail(format!(
-            "{location}: no answer in {STORE_LIMIT:?}; check the endpoint"
+        Ok(Err(error)) => Warn(format!(
+            "which uploads in parts were never ended is not known: {error}"
+        )),
+        Err(_) => Warn(format!(
+            "which uploads in parts were never ended is not known: no answer in {STORE_LIMIT:?}"
         )),
     }
+}
+
+/// The uploads that have not ended, as far as a few pages tell, and whether these are all.
+async fn open_uploads(bucket: &Bucket) -> Result<(Vec<OpenUpload>, bool), StoreError> {
+    let mut uploads = Vec::new();
+    let mut after = None;
+    for _ in 0..UPLOAD_PAGES {
+        let page = bucket.list_multipart(after.as_ref()).await?;
+        uploads.extend(page.uploads);
+        after = page.continuation;
+        if after.is_none() {
+            return Ok((uploads, true));
+        }
+    }
+    Ok((uploads, false))
+}
+
+/// What uploads that have not ended mean for who pays for the bucket.
+fn judge_uploads(
+    location: &Location,
+    uploads: &[OpenUpload],
+    is_all: bool,
+    now: SystemTime,
+) -> Finding {
+    let is_old = |open: &&OpenUpload| now.duration_since(open.begun).is_ok_and(|age| age > DAY);
+    let old = uploads.iter().filter(is_old);
+    let count = old.clone().count();
+    let Some(oldest) = old.min_by_key(|open| open.begun) else {
+        return Fine("no upload in parts is older than a day".to_owned());
+    };
+    let key = match location.prefix.as_str() {
+        "" => oldest.key.to_string(),
+        prefix => format!("{prefix}/{}", oldest.key),
+    };
+    let mend = match location.scheme {
+        Scheme::S3 => format!(
+            "abort it (aws s3api abort-multipart-upload --bucket {} --key '{key}' --upload-id '{}'), or all by a \
+             lifecycle rule of the bucket, AbortIncompleteMultipartUpload after 1 day",
+            location.bucket, oldest.upload.0
+        ),
+        Scheme::File | Scheme::Memory => "remove what the store keeps of them".to_owned(),
+    };
+    Warn(format!(
+        "{}{count} uploads in parts are older than a day, and their parts take room that nobody sees; the oldest is \
+         of {key:?}, begun {}; if nobody is sending it, {mend}",
+        if is_all { "" } else { "at least " },
+        humantime::format_rfc3339_seconds(oldest.begun),
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Key, UploadId};
 
     #[test]
     fn kernels_are_judged_by_their_first_two_numbers() {
@@ -302,6 +385,50 @@ mod tests {
         for release in ["5.4.0", "", "odd"] {
             assert!(matches!(judge_kernel(release), Fail(_)), "{release}");
         }
+    }
+
+    #[test]
+    fn of_uploads_that_are_old_the_oldest_is_named_with_its_mend() {
+        let now = SystemTime::UNIX_EPOCH + 100 * DAY;
+        let location = Location {
+            scheme: Scheme::S3,
+            bucket: "photos".to_owned(),
+            prefix: "2026".to_owned(),
+        };
+        let begun = |days: u32, upload: &str| OpenUpload {
+            key: Key::new("d/a"),
+            upload: UploadId(upload.to_owned()),
+            begun: now - days * DAY - Duration::from_secs(1),
+        };
+        let judge = |uploads: &[OpenUpload], is_all| judge_uploads(&location, uploads, is_all, now);
+        assert!(matches!(judge(&[begun(0, "young")], true), Fine(_)));
+        let all = [begun(0, "young"), begun(3, "old"), begun(7, "oldest")];
+        let Warn(text) = judge(&all, true) else {
+            panic!("a warning was expected");
+        };
+        for words in [
+            "2 uploads",
+            "1970-04-03T23:59:59Z",
+            "--bucket photos --key '2026/d/a' --upload-id 'oldest'",
+            "AbortIncompleteMultipartUpload",
+        ] {
+            assert!(text.contains(words), "{words} is not in {text}");
+        }
+        assert!(matches!(judge(&all, false), Warn(text) if text.starts_with("at least 2 ")));
+    }
+
+    #[tokio::test]
+    async fn a_store_is_asked_for_uploads_that_were_never_ended() {
+        let bucket = Bucket::memory();
+        let key = Key::new("a");
+        let begun = bucket.create_multipart(&key, crate::store::Metadata::default());
+        begun.await.unwrap();
+        let (uploads, is_all) = open_uploads(&bucket).await.unwrap();
+        assert_eq!((uploads.len(), is_all), (1, true));
+        assert!(
+            matches!(super::uploads(&bucket).await, Fine(_)),
+            "it is not a day old"
+        );
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub(crate) use self::multipart::COPY_AT_ONCE;
 pub use self::write_id::WriteId;
 use super::counts::{Counters, RequestCounts, Verb};
 use super::local::LocalStore;
@@ -257,7 +258,7 @@ impl Bucket {
         options: &CopyOptions,
         size: u64,
     ) -> Result<ObjectVersion, StoreError> {
-        if size > multipart::COPY_AT_ONCE {
+        if size > COPY_AT_ONCE {
             return self.copy_in_parts(from, to, options, size).await;
         }
         let (from, full) = (self.key(from), self.key(to));

@@ -37,10 +37,11 @@ pub(super) enum Verb {
     CopyPart,
     CompleteMultipart,
     AbortMultipart,
+    ListMultipart,
 }
 
 impl Verb {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Head,
         Self::Get,
         Self::List,
@@ -53,6 +54,7 @@ impl Verb {
         Self::CopyPart,
         Self::CompleteMultipart,
         Self::AbortMultipart,
+        Self::ListMultipart,
     ];
 
     const fn name(self) -> &'static str {
@@ -69,6 +71,7 @@ impl Verb {
             Self::CopyPart => "copy_part",
             Self::CompleteMultipart => "complete_multipart",
             Self::AbortMultipart => "abort_multipart",
+            Self::ListMultipart => "list_multipart",
         }
     }
 }
@@ -108,6 +111,6 @@ mod tests {
             (counts.of("get"), counts.of("list"), counts.of("nothing")),
             (2, 1, 0)
         );
-        assert_eq!(counts.total(), 13);
+        assert_eq!(counts.total(), 14);
     }
 }

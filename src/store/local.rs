@@ -24,7 +24,7 @@ use futures_util::{StreamExt as _, stream};
 use self::tree::{Found, Place, Tree};
 use super::{
     ByteStream, CopyOptions, Key, ListPage, ListRequest, Metadata, MetadataDirective, Object,
-    ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
+    ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
 };
 use crate::clock::Clock;
 
@@ -286,6 +286,16 @@ impl Store for LocalStore {
         let upload = upload.clone();
         self.blocking(move |tree| uploads::abort(tree, &upload))
             .await
+    }
+
+    async fn list_multipart(
+        &self,
+        prefix: &Key,
+        after: Option<&(Key, UploadId)>,
+    ) -> Result<UploadPage, StoreError> {
+        let prefix = prefix.clone();
+        let uploads = self.blocking(move |tree| uploads::list(tree, &prefix));
+        Ok(UploadPage::of(uploads.await?, after))
     }
 }
 

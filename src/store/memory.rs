@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 
 use super::{
     ByteStream, CopyOptions, Key, ListEntry, ListPage, ListRequest, Metadata, MetadataDirective,
-    Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
+    Object, ObjectVersion, OpenUpload, PartTag, Precondition, Store, StoreError, UploadId,
+    UploadPage,
 };
 use crate::clock::{Clock, SystemClock};
 
@@ -49,6 +50,7 @@ struct Stored {
 #[derive(Debug)]
 struct Upload {
     key: Key,
+    begun: SystemTime,
     metadata: Metadata,
     parts: BTreeMap<u32, (PartTag, Bytes)>,
 }
@@ -291,6 +293,7 @@ impl Store for MemoryStore {
         let id = UploadId(format!("upload-{}", state.writes));
         let upload = Upload {
             key: key.clone(),
+            begun: self.clock.wall(),
             metadata: metadata.clone(),
             parts: BTreeMap::new(),
         };
@@ -358,6 +361,25 @@ impl Store for MemoryStore {
     async fn abort_multipart(&self, _key: &Key, upload: &UploadId) -> Result<(), StoreError> {
         self.state.lock().uploads.remove(upload);
         Ok(())
+    }
+
+    async fn list_multipart(
+        &self,
+        prefix: &Key,
+        after: Option<&(Key, UploadId)>,
+    ) -> Result<UploadPage, StoreError> {
+        let state = self.state.lock();
+        let is_asked_for = |(_, upload): &(&UploadId, &Upload)| {
+            let key = upload.key.as_str();
+            key.starts_with(prefix.as_str())
+        };
+        let begun = state.uploads.iter().filter(is_asked_for);
+        let begun = begun.map(|(id, upload)| OpenUpload {
+            key: upload.key.clone(),
+            upload: id.clone(),
+            begun: upload.begun,
+        });
+        Ok(UploadPage::of(begun.collect(), after))
     }
 }
 

@@ -22,7 +22,7 @@ pub use keys::Key;
 pub use memory::MemoryStore;
 pub use object::{
     ByteStream, CopyOptions, ListEntry, ListPage, ListRequest, Metadata, MetadataDirective, Object,
-    ObjectVersion, PartTag, Precondition, UploadId,
+    ObjectVersion, OpenUpload, PartTag, Precondition, UploadId, UploadPage,
 };
 
 use std::fmt::Debug;
@@ -111,6 +111,14 @@ pub trait Store: Debug + Send + Sync {
         condition: &Precondition,
     ) -> Result<ObjectVersion, StoreError>;
 
-    /// Drops an upload and its parts.
+    /// Drops an upload and its parts; one that is not there is no error.
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<(), StoreError>;
+
+    /// One page of the uploads in parts, of keys that begin with `prefix`, that have not ended. A store that
+    /// cannot say is [`StoreError::Unsupported`].
+    async fn list_multipart(
+        &self,
+        prefix: &Key,
+        after: Option<&(Key, UploadId)>,
+    ) -> Result<UploadPage, StoreError>;
 }

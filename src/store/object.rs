@@ -123,8 +123,46 @@ pub enum ListEntry {
 }
 
 /// Names an upload in parts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UploadId(pub String);
+
+/// An upload in parts that was begun and has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenUpload {
+    /// The key of the object it is to make.
+    pub key: Key,
+    /// Its name.
+    pub upload: UploadId,
+    /// When the store began it.
+    pub begun: SystemTime,
+}
+
+/// One page of the uploads in parts that have not ended.
+#[derive(Debug, Clone, Default)]
+pub struct UploadPage {
+    /// In the order of the keys' bytes.
+    pub uploads: Vec<OpenUpload>,
+    /// What the next page comes after; `None` on the last.
+    pub continuation: Option<(Key, UploadId)>,
+}
+
+/// Uploads that a page of our own stores names at most.
+const UPLOADS_PER_PAGE: usize = 1000;
+
+impl UploadPage {
+    /// The page of `uploads` that comes after this one.
+    pub(super) fn of(mut uploads: Vec<OpenUpload>, after: Option<&(Key, UploadId)>) -> Self {
+        uploads.retain(|open| after.is_none_or(|(key, id)| (&open.key, &open.upload) > (key, id)));
+        uploads.sort_unstable_by(|a, b| (&a.key, &a.upload).cmp(&(&b.key, &b.upload)));
+        let is_last = uploads.len() <= UPLOADS_PER_PAGE;
+        uploads.truncate(UPLOADS_PER_PAGE);
+        let last = uploads.last().filter(|_| !is_last);
+        Self {
+            continuation: last.map(|open| (open.key.clone(), open.upload.clone())),
+            uploads,
+        }
+    }
+}
 
 /// Names a part that was sent: its ETag.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -38,7 +38,7 @@ use self::xml::Element;
 use super::counts::{Counters, Verb};
 use super::{
     ByteStream, CopyOptions, Key, ListPage, ListRequest, Metadata, MetadataDirective, Object,
-    ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
+    ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
 };
 use crate::clock::Clock;
 use crate::config::Location;
@@ -552,6 +552,39 @@ impl Store for S3Store {
             Err(Failed::Answer(failure)) if failure.code == "NoSuchUpload" => Ok(()),
             Err(failed) => Err(self.explain(failed, "delete", Some(key), &Precondition::None)),
         }
+    }
+
+    async fn list_multipart(
+        &self,
+        prefix: &Key,
+        after: Option<&(Key, UploadId)>,
+    ) -> Result<UploadPage, StoreError> {
+        let mut call = Call::new(Method::GET, None)
+            .query("uploads", "")
+            .query("encoding-type", "url");
+        if !prefix.as_str().is_empty() {
+            call = call.query("prefix", prefix.as_str());
+        }
+        if let Some((key, upload)) = after {
+            call = call
+                .query("key-marker", key.as_str())
+                .query("upload-id-marker", &upload.0);
+        }
+        let response = match self.send(call).await {
+            Ok(response) => response,
+            Err(Failed::Answer(failure))
+                if failure.is_not_implemented()
+                    || failure.status == StatusCode::METHOD_NOT_ALLOWED =>
+            {
+                return Err(StoreError::Unsupported {
+                    place: self.requester.place.clone(),
+                    verb: "list uploads in parts",
+                });
+            }
+            Err(failed) => return Err(self.explain(failed, "list", None, &Precondition::None)),
+        };
+        let document = self.requester.document(response).await?;
+        listing::read_uploads(&document).map_err(|why| self.not_s3("list", &why))
     }
 }
 

@@ -9,12 +9,12 @@ use super::{Bucket, WriteId};
 use crate::store::counts::Verb;
 use crate::store::retry::RetryPolicy;
 use crate::store::{
-    CopyOptions, Key, Metadata, MetadataDirective, ObjectVersion, PartTag, Precondition,
-    StoreError, UploadId,
+    CopyOptions, Key, Metadata, MetadataDirective, ObjectVersion, OpenUpload, PartTag,
+    Precondition, StoreError, UploadId, UploadPage,
 };
 
 /// The largest object that one request can copy: S3's limit, which others share.
-pub(super) const COPY_AT_ONCE: u64 = 5 * GIB;
+pub(crate) const COPY_AT_ONCE: u64 = 5 * GIB;
 
 const GIB: u64 = 1 << 30;
 
@@ -117,6 +117,31 @@ impl Bucket {
         .await
     }
 
+    /// A page of the uploads in parts that have not ended, of this volume's keys, whoever began them. A store that
+    /// cannot say is [`StoreError::Unsupported`].
+    pub async fn list_multipart(
+        &self,
+        after: Option<&(Key, UploadId)>,
+    ) -> Result<UploadPage, StoreError> {
+        let prefix = self.key(&Key::root());
+        let after = after.map(|(key, upload)| (self.key(key), upload.clone()));
+        let page = self
+            .run(RetryPolicy::for_bytes(0), Verb::ListMultipart, || {
+                self.inner.store.list_multipart(&prefix, after.as_ref())
+            })
+            .await?;
+        let relative = |open: OpenUpload| {
+            let key = self.strip(&open.key)?;
+            Some(OpenUpload { key, ..open })
+        };
+        let continuation = page.continuation;
+        Ok(UploadPage {
+            uploads: page.uploads.into_iter().filter_map(relative).collect(),
+            continuation: continuation.and_then(|(key, upload)| Some((self.strip(&key)?, upload))),
+        })
+    }
+
+    /// Copies an object of `size` bytes in parts. Nobody knows of the parts if this is not polled to its end.
     pub(super) async fn copy_in_parts(
         &self,
         from: &Key,
@@ -124,6 +149,26 @@ impl Bucket {
         options: &CopyOptions,
         size: u64,
     ) -> Result<ObjectVersion, StoreError> {
+        let copy = self.begin_copy(from, to, options, size).await?;
+        let result = self.finish_copy(&copy).await;
+        if result.is_err() {
+            // What matters is the first error; a part that stays is found by the bucket's own rules.
+            if let Err(error) = self.abort_multipart(to, &copy.upload).await {
+                tracing::warn!(key = %to, %error, "an upload in parts was left behind");
+            }
+        }
+        result
+    }
+
+    /// Begins a copy of an object of `size` bytes in parts: [`Bucket::finish_copy`] does it, or
+    /// [`Bucket::abort_multipart`] gives it up.
+    pub(crate) async fn begin_copy(
+        &self,
+        from: &Key,
+        to: &Key,
+        options: &CopyOptions,
+        size: u64,
+    ) -> Result<PartsCopy, StoreError> {
         // Parts have to be of one version, so one is needed even where the caller names none.
         let (source, _) = self.head_marked(&self.key(from)).await?;
         if options
@@ -143,26 +188,44 @@ impl Bucket {
             true => Precondition::Version(version.clone()),
             false => Precondition::None,
         };
-        let upload = self.create_multipart(to, metadata).await?;
-        let copied = stream::iter((1..).zip(copy_ranges(size)))
-            .map(|(number, range)| self.copy_part(to, &upload, number, from, range, &version))
-            .buffered(COPIES_AT_ONCE)
-            .try_collect::<Vec<_>>();
-        let result = match copied.await {
-            Ok(parts) => {
-                self.complete_multipart(to, &upload, &parts, condition)
-                    .await
-            }
-            Err(error) => Err(error),
-        };
-        if result.is_err() {
-            // What matters is the first error; a part that stays is found by the bucket's own rules.
-            if let Err(error) = self.abort_multipart(to, &upload).await {
-                tracing::warn!(key = %to, %error, "an upload in parts was left behind");
-            }
-        }
-        result
+        Ok(PartsCopy {
+            upload: self.create_multipart(to, metadata).await?,
+            from: from.clone(),
+            to: to.clone(),
+            version,
+            size,
+            condition,
+        })
     }
+
+    /// Copies the parts and makes the object of them.
+    pub(crate) async fn finish_copy(&self, copy: &PartsCopy) -> Result<ObjectVersion, StoreError> {
+        let PartsCopy {
+            upload, from, to, ..
+        } = copy;
+        let parts = stream::iter((1..).zip(copy_ranges(copy.size)))
+            .map(|(number, range)| self.copy_part(to, upload, number, from, range, &copy.version))
+            .buffered(COPIES_AT_ONCE)
+            .try_collect::<Vec<_>>()
+            .await?;
+        self.complete_multipart(to, upload, &parts, copy.condition.clone())
+            .await
+    }
+}
+
+/// A copy in parts that was begun.
+#[derive(Debug)]
+pub(crate) struct PartsCopy {
+    /// The upload that makes it.
+    pub(crate) upload: UploadId,
+    from: Key,
+    to: Key,
+    /// Of `from`.
+    version: ObjectVersion,
+    /// Bytes.
+    size: u64,
+    /// What has to hold of `to` at the end.
+    condition: Precondition,
 }
 
 /// The ranges a copy of `size` bytes is made of.

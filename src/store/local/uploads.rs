@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::attributes;
 use super::tree::{OUR_OWN, OURS, Tree, version_of};
-use crate::store::{Key, Metadata, ObjectVersion, PartTag, Precondition, StoreError, UploadId};
+use crate::store::{
+    Key, Metadata, ObjectVersion, OpenUpload, PartTag, Precondition, StoreError, UploadId,
+};
 
 /// What an upload was begun with. Its metadata are the attribute of the file this stands in.
 #[derive(Debug, Serialize, Deserialize)]
@@ -108,6 +110,30 @@ pub(super) fn complete(
         tracing::warn!(%key, %error, "the parts of a finished upload stay");
     }
     Ok(version)
+}
+
+/// Those of keys that begin with `prefix`. What is no upload of ours is passed over.
+pub(super) fn list(tree: &Tree, prefix: &Key) -> Result<Vec<OpenUpload>, StoreError> {
+    let all = tree.path().join(OURS).join(OUR_OWN[1]);
+    let entries = match fs::read_dir(all) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|error| tree.error(prefix, &error))?,
+    };
+    let read = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        let file = File::open(entry.path().join(BEGUN))?;
+        let begun = file.metadata()?.modified()?;
+        let Begun { key } = serde_json::from_reader(file)?;
+        let name = entry.file_name();
+        Ok::<_, io::Error>(OpenUpload {
+            key: Key::new(key),
+            upload: UploadId(name.to_string_lossy().into_owned()),
+            begun,
+        })
+    };
+    let uploads = entries.filter_map(|entry| read(entry).ok());
+    let is_asked_for = |open: &OpenUpload| open.key.as_str().starts_with(prefix.as_str());
+    Ok(uploads.filter(is_asked_for).collect())
 }
 
 /// Drops one; one that is not there is dropped already.

@@ -1,4 +1,4 @@
-//! A page of ListObjectsV2, from XML to entries. Pure.
+//! A page of ListObjectsV2 or of ListMultipartUploads, from XML to entries. Pure.
 //!
 //! An entry that cannot be read is left out and counted: one odd key never hides its neighbours.
 
@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use percent_encoding::percent_decode_str;
 
 use super::xml::Element;
-use crate::store::{Key, ListEntry, ListPage, ObjectVersion};
+use crate::store::{Key, ListEntry, ListPage, ObjectVersion, OpenUpload, UploadId, UploadPage};
 
 /// The entries of a page, and how many could not be read.
 pub(super) fn read(document: &[u8]) -> Result<(ListPage, usize), String> {
@@ -18,7 +18,13 @@ pub(super) fn read(document: &[u8]) -> Result<(ListPage, usize), String> {
         return Err(format!("<{}> where a listing was expected", root.name()));
     }
     let mut skipped = 0;
-    let encoded = is_encoded(&root);
+    let contents = root
+        .all("Contents")
+        .filter_map(|contents| contents.text_of("Key"));
+    let prefixes = root
+        .all("CommonPrefixes")
+        .filter_map(|prefix| prefix.text_of("Prefix"));
+    let encoded = is_encoded(&root, contents.chain(prefixes));
     let mut entries = Vec::new();
     for contents in root.all("Contents") {
         match object(contents, encoded) {
@@ -51,6 +57,44 @@ pub(super) fn read(document: &[u8]) -> Result<(ListPage, usize), String> {
         },
         skipped,
     ))
+}
+
+/// The uploads of a page; those that cannot be read are left out.
+pub(super) fn read_uploads(document: &[u8]) -> Result<UploadPage, String> {
+    let root = Element::parse(document)?;
+    if root.name() != "ListMultipartUploadsResult" {
+        let name = root.name();
+        return Err(format!("<{name}> where a list of uploads was expected"));
+    }
+    let keys = root
+        .all("Upload")
+        .filter_map(|upload| upload.text_of("Key"));
+    let encoded = is_encoded(&root, keys);
+    let read = |upload: &Element| {
+        let begun = upload.text_of("Initiated")?.trim();
+        Some(OpenUpload {
+            key: key(upload.text_of("Key")?, encoded)?,
+            upload: UploadId(upload.text_of("UploadId")?.trim().to_owned()),
+            begun: humantime::parse_rfc3339(begun).ok()?,
+        })
+    };
+    let uploads = root.all("Upload").filter_map(read).collect();
+    let is_truncated = root
+        .text_of("IsTruncated")
+        .is_some_and(|text| text.trim() == "true");
+    let next = || {
+        let after = key(root.text_of("NextKeyMarker")?, encoded)?;
+        let upload = root.text_of("NextUploadIdMarker").unwrap_or_default();
+        Some((after, UploadId(upload.trim().to_owned())))
+    };
+    let continuation = match is_truncated {
+        true => Some(next().ok_or("a list that goes on does not say where")?),
+        false => None,
+    };
+    Ok(UploadPage {
+        uploads,
+        continuation,
+    })
 }
 
 fn key_of(entry: &ListEntry) -> &Key {
@@ -95,7 +139,7 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
 
 /// Whether keys are encoded as we asked. Some stores repeat the question and then do not do it; a
 /// character that encoding would have replaced gives them away.
-fn is_encoded(root: &Element) -> bool {
+fn is_encoded<'a>(root: &Element, mut keys: impl Iterator<Item = &'a str>) -> bool {
     let raw = |text: &str| {
         let bytes = text.as_bytes();
         bytes.iter().enumerate().any(|(at, byte)| match byte {
@@ -108,15 +152,9 @@ fn is_encoded(root: &Element) -> bool {
             byte => !byte.is_ascii_graphic(),
         })
     };
-    let contents = root
-        .all("Contents")
-        .filter_map(|contents| contents.text_of("Key"));
-    let prefixes = root
-        .all("CommonPrefixes")
-        .filter_map(|prefix| prefix.text_of("Prefix"));
     root.text_of("EncodingType")
         .is_some_and(|kind| kind.trim() == "url")
-        && !contents.chain(prefixes).any(raw)
+        && !keys.any(raw)
 }
 
 #[cfg(test)]
@@ -202,5 +240,29 @@ mod tests {
         assert!(page("<IsTruncated>true</IsTruncated>").is_err());
         assert!(read(b"<html>hello</html>").is_err());
         assert!(read(b"").is_err());
+    }
+
+    #[test]
+    fn uploads_that_have_not_ended_are_read_with_where_the_next_come_from() {
+        let list = |inside: &str| {
+            let root = "ListMultipartUploadsResult";
+            read_uploads(format!("<{root} xmlns=\"x\">{inside}</{root}>").as_bytes())
+        };
+        let upload = "<Upload><Key>a+b</Key><UploadId>u/1</UploadId>\
+                      <Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>";
+        let odd = "<Upload><Key>no-time</Key><UploadId>2</UploadId></Upload>";
+        let next = "<NextKeyMarker>a+b</NextKeyMarker><NextUploadIdMarker>u/1</NextUploadIdMarker>";
+        let encoding = "<EncodingType>url</EncodingType>";
+        let truncated = "<IsTruncated>true</IsTruncated>";
+        let page = list(&format!("{encoding}{truncated}{next}{upload}{odd}")).unwrap();
+        let at = (Key::new("a b"), UploadId("u/1".to_owned()));
+        assert_eq!(page.continuation, Some(at.clone()));
+        assert_eq!(page.uploads.len(), 1);
+        assert_eq!(
+            (&page.uploads[0].key, &page.uploads[0].upload),
+            (&at.0, &at.1)
+        );
+        assert!(list(truncated).is_err());
+        assert!(list("").unwrap().uploads.is_empty());
     }
 }

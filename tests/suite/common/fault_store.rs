@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bucketvol::store::{
     ByteStream, CopyOptions, Key, ListPage, ListRequest, Metadata, Object, ObjectVersion, PartTag,
-    Precondition, Store, StoreError, UploadId,
+    Precondition, Store, StoreError, UploadId, UploadPage,
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -30,6 +30,10 @@ pub(crate) struct Faults {
     denied_writes: AtomicU32,
     /// So many writes succeed before the refusals begin.
     writes_before: AtomicU32,
+    /// So many writes are answered before the next one never is.
+    answered_writes: Mutex<Option<u32>>,
+    /// No upload in parts may be given up.
+    denies_aborts: AtomicBool,
     /// Nothing is answered any more.
     hangs: AtomicBool,
     outage: Mutex<Option<Outage>>,
@@ -58,6 +62,16 @@ impl Faults {
     /// Answers nothing until it is told otherwise.
     pub(crate) fn hang(&self, hangs: bool) {
         self.hangs.store(hangs, Ordering::SeqCst);
+    }
+
+    /// Answers `before` writes, and none after them until it is told otherwise.
+    pub(crate) fn hang_after_writes(&self, before: u32) {
+        *self.answered_writes.lock() = Some(before);
+    }
+
+    /// Refuses to give uploads in parts up, or not any more.
+    pub(crate) fn deny_aborts(&self, denies: bool) {
+        self.denies_aborts.store(denies, Ordering::SeqCst);
     }
 
     /// Answers every request so until it is told otherwise.
@@ -94,6 +108,8 @@ impl Faults {
     pub(crate) fn end(&self) {
         self.deny_writes(0);
         self.hang(false);
+        *self.answered_writes.lock() = None;
+        self.deny_aborts(false);
         *self.outage.lock() = None;
         self.delay(Duration::ZERO);
         self.cut_bodies(0);
@@ -116,7 +132,18 @@ impl Faults {
         }
     }
 
-    fn before_write(&self) -> Result<(), StoreError> {
+    async fn before_write(&self) -> Result<(), StoreError> {
+        let hangs = match &mut *self.answered_writes.lock() {
+            Some(0) => true,
+            Some(before) => {
+                *before -= 1;
+                false
+            }
+            None => false,
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         if take(&self.writes_before) || !take(&self.denied_writes) {
             return Ok(());
         }
@@ -238,7 +265,7 @@ impl FaultStore {
 
     async fn before_write(&self) -> Result<(), StoreError> {
         self.before_any().await?;
-        self.faults.before_write()
+        self.faults.before_write().await
     }
 }
 
@@ -357,6 +384,18 @@ impl Store for FaultStore {
 
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<(), StoreError> {
         self.before_any().await?;
+        if self.faults.denies_aborts.load(Ordering::SeqCst) {
+            return Err(denied());
+        }
         self.inner.abort_multipart(key, upload).await
+    }
+
+    async fn list_multipart(
+        &self,
+        prefix: &Key,
+        after: Option<&(Key, UploadId)>,
+    ) -> Result<UploadPage, StoreError> {
+        self.before_any().await?;
+        self.inner.list_multipart(prefix, after).await
     }
 }

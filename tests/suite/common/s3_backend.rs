@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use bucketvol::clock::SystemClock;
@@ -23,6 +24,8 @@ use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 pub(crate) struct Backend {
     bucket: String,
     store: MemoryStore,
+    /// Parts from this number on are never answered.
+    pub(crate) held_from: Arc<AtomicU32>,
 }
 
 impl Backend {
@@ -30,6 +33,7 @@ impl Backend {
         Self {
             bucket: bucket.to_owned(),
             store: MemoryStore::new(SystemClock::shared()),
+            held_from: Arc::new(AtomicU32::new(u32::MAX)),
         }
     }
 
@@ -413,6 +417,9 @@ impl S3 for Backend {
         self.check(&input.bucket)?;
         let number = u32::try_from(input.part_number).map_err(|_| s3_error!(InvalidPart))?;
         let body = whole(input.body).await?;
+        if number >= self.held_from.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let (key, id) = (Key::new(input.key), UploadId(input.upload_id));
         let part = self
             .store
@@ -505,5 +512,40 @@ impl S3 for Backend {
             .await
             .map_err(refuse)?;
         Ok(S3Response::new(AbortMultipartUploadOutput::default()))
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = request.input;
+        self.check(&input.bucket)?;
+        let encoded = input.encoding_type.is_some();
+        let spell = |key: &Key| match encoded {
+            true => encode(key),
+            false => key.as_str().to_owned(),
+        };
+        let prefix = Key::new(input.prefix.unwrap_or_default());
+        let marker = input.upload_id_marker.unwrap_or_default();
+        let after = input
+            .key_marker
+            .map(|key| (Key::new(key), UploadId(marker)));
+        let page = self.store.list_multipart(&prefix, after.as_ref()).await;
+        let page = page.map_err(refuse)?;
+        let uploads = page.uploads.into_iter().map(|open| MultipartUpload {
+            key: Some(spell(&open.key)),
+            upload_id: Some(open.upload.0),
+            initiated: time(open.begun),
+            ..MultipartUpload::default()
+        });
+        let (key, upload) = page.continuation.unzip();
+        Ok(S3Response::new(ListMultipartUploadsOutput {
+            encoding_type: input.encoding_type,
+            uploads: Some(uploads.collect()),
+            is_truncated: Some(key.is_some()),
+            next_key_marker: key.as_ref().map(spell),
+            next_upload_id_marker: upload.map(|upload| upload.0),
+            ..ListMultipartUploadsOutput::default()
+        }))
     }
 }

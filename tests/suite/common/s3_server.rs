@@ -4,6 +4,7 @@
 //! wrote, over a temporary directory; it lacks markers and some conditions.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bucketvol::clock::SystemClock;
 use bucketvol::config::credentials::CredentialProvider;
@@ -32,6 +33,8 @@ pub(crate) struct S3Server {
     pub(crate) bucket: String,
     pub(crate) key: String,
     pub(crate) secret: String,
+    /// The number of the first part that is never answered.
+    held_from: Arc<AtomicU32>,
     _directory: Option<TempDir>,
     serving: JoinHandle<()>,
 }
@@ -39,7 +42,16 @@ pub(crate) struct S3Server {
 impl S3Server {
     /// Starts one on a free port.
     pub(crate) async fn start() -> Self {
-        Self::serve(Backend::new(BUCKET), None).await
+        let backend = Backend::new(BUCKET);
+        let held_from = Arc::clone(&backend.held_from);
+        let mut server = Self::serve(backend, None).await;
+        server.held_from = held_from;
+        server
+    }
+
+    /// Answers no part of this number or a later one, until it is told otherwise.
+    pub(crate) fn hold_parts_from(&self, number: u32) {
+        self.held_from.store(number, Ordering::SeqCst);
     }
 
     /// Starts `s3s-fs` on a free port.
@@ -75,6 +87,7 @@ impl S3Server {
             bucket: BUCKET.to_owned(),
             key: KEY.to_owned(),
             secret: SECRET.to_owned(),
+            held_from: Arc::default(),
             _directory: directory,
             serving,
         }

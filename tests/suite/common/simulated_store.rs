@@ -15,7 +15,7 @@ use bucketvol::clock::Clock;
 use bucketvol::config::{Location, Scheme};
 use bucketvol::store::{
     Bucket, ByteStream, CopyOptions, Key, ListPage, ListRequest, Metadata, Object, ObjectVersion,
-    PartTag, Precondition, Store, StoreError, UploadId,
+    PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -294,6 +294,16 @@ impl Store for SimulatedStore {
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<(), StoreError> {
         let what = format!("ABORT {}", spelled(key));
         self.request(what, self.inner.abort_multipart(key, upload))
+            .await
+    }
+
+    async fn list_multipart(
+        &self,
+        prefix: &Key,
+        after: Option<&(Key, UploadId)>,
+    ) -> Result<UploadPage, StoreError> {
+        let what = format!("UPLOADS {}", spelled(prefix));
+        self.request(what, self.inner.list_multipart(prefix, after))
             .await
     }
 }

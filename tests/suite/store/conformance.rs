@@ -28,6 +28,8 @@ struct Limits {
     no_metadata_replace: bool,
     /// Completing an upload checks nothing.
     unchecked_complete: bool,
+    /// The test's server does not say which uploads have not ended.
+    unlisted_uploads: bool,
     /// The test's server repeats `encoding-type` and does not encode.
     plain_listing: bool,
     /// Directories are seen in full listings, marked or not.
@@ -498,6 +500,21 @@ async fn parts_make_an_object(bucket: &Bucket, limits: Limits) {
         .put_part(&name, &upload, 1, Bytes::from_static(b"dropped"))
         .await
         .unwrap();
+    if !limits.unlisted_uploads {
+        let open = bucket.list_multipart(None).await.unwrap().uploads;
+        assert_eq!(open.len(), 1, "{open:?}");
+        assert_eq!(open[0].key, name);
+        let now = SystemClock::shared().wall();
+        let hour = std::time::Duration::from_secs(3600);
+        assert!((now - hour..now + hour).contains(&open[0].begun));
+        // Whoever has its name from there can give it up.
+        bucket
+            .abort_multipart(&name, &open[0].upload)
+            .await
+            .unwrap();
+        let open = bucket.list_multipart(None).await.unwrap().uploads;
+        assert_eq!(open, []);
+    }
     bucket.abort_multipart(&name, &upload).await.unwrap();
     assert_eq!(read(bucket, "parts/whole").await, "new");
 }
@@ -561,6 +578,7 @@ async fn an_s3_server_of_others_conforms_as_far_as_it_goes() {
         no_markers: true,
         no_metadata_replace: false,
         unchecked_complete: true,
+        unlisted_uploads: true,
         plain_listing: true,
         every_directory_is_marked: false,
     };
