@@ -330,6 +330,7 @@ fn pending_change(pending: Pending) -> PendingChange {
         Change::Attributes => "attributes",
         Change::Name => "name",
         Change::Removal => "removal",
+        Change::Parts => "parts",
     };
     PendingChange {
         key: pending.key,

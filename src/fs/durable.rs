@@ -11,7 +11,7 @@ use super::error::FsError;
 use super::filesystem::FileSystem;
 use super::inode::{Attempt, Inode, InodeState, Linked, Remote, Unsent};
 use super::journal::Left;
-use super::journal::record::{ChangedDirectory, ChangedInode, Record, SentObject};
+use super::journal::record::{ChangedDirectory, ChangedInode, Multipart, Record, SentObject};
 use super::journal::replay::{Replay, ReplayedInode};
 use super::staging::StagedContent;
 use super::tree::{Origin, ROOT, Tree};
@@ -491,6 +491,11 @@ impl FileSystem {
                 changed.push(inode.ino);
                 tree.add_orphan(key, inode);
             }
+        }
+        for (upload, key) in std::mem::take(&mut replay.multiparts) {
+            let begun = Multipart { key, upload };
+            self.journal.begin_multipart(begun.clone())?;
+            changed.push(self.abandon_as(&mut tree, begun));
         }
         drop(tree);
         self.journal.replace().map_err(io::Error::other)?;

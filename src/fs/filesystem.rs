@@ -26,6 +26,7 @@ use super::name::{Name, NameError};
 use super::request::RequestId;
 use super::staging::Staging;
 use super::tree::{Observed, ROOT, Tree};
+use super::upload::multipart::Abandoned;
 use super::upload::schedule::{Footprint, Turn, Turnstile};
 use super::upload::uploader::Uploader;
 use crate::clock::Clock;
@@ -110,6 +111,8 @@ pub struct FileSystem {
     /// Orders changes of the bucket that touch a common key.
     pub(crate) turnstile: Arc<Turnstile>,
     pub(crate) uploader: Arc<Uploader>,
+    /// Multipart uploads that came to nothing.
+    pub(crate) abandoned: Abandoned,
     pub(crate) last_error: Mutex<Option<String>>,
     /// What earlier processes had done by then, as the journal says.
     earlier_requests: Mutex<VecDeque<RequestId>>,
@@ -179,6 +182,7 @@ impl FileSystem {
                 settings.write.upload_delay,
                 settings.write.max_dirty_age,
             )),
+            abandoned: Abandoned::default(),
             last_error: Mutex::new(unreadable),
             earlier_requests: Mutex::default(),
             settings,

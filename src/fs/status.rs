@@ -59,6 +59,8 @@ pub enum Change {
     Attributes,
     /// An object without a name.
     Removal,
+    /// The parts of an upload that came to nothing.
+    Parts,
 }
 
 /// So many pending changes are shown.
@@ -93,6 +95,7 @@ impl FileSystem {
         status.dirty_bytes = changed.iter().map(|pending| pending.bytes).sum();
         status.pending = changed;
         status.pending.extend(removed);
+        status.pending.extend(self.abandoned.pending());
         drop(tree);
         status.pending_changes = status.pending.len() as u64;
         status.pending.sort_unstable();
@@ -104,7 +107,9 @@ impl FileSystem {
     pub fn has_pending(&self) -> bool {
         let tree = self.tree.lock();
         let is_pending = |inode: &Arc<Inode>| inode.state.lock().is_pending();
-        tree.inodes().any(is_pending) || tree.orphans().next().is_some()
+        tree.inodes().any(is_pending)
+            || tree.orphans().next().is_some()
+            || !self.abandoned.is_empty()
     }
 }
 

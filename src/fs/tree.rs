@@ -559,9 +559,15 @@ impl Tree {
         Attr::of_object(kind, 0, SystemTime::UNIX_EPOCH, &said, &self.ownership)
     }
 
-    fn new_inode(&mut self, attr: Attr, resolved: bool, remote: Option<Remote>) -> Arc<Inode> {
-        let ino = self.next_ino;
+    /// A number that no inode has or gets.
+    pub(crate) fn new_number(&mut self) -> u64 {
+        let number = self.next_ino;
         self.next_ino += 1;
+        number
+    }
+
+    fn new_inode(&mut self, attr: Attr, resolved: bool, remote: Option<Remote>) -> Arc<Inode> {
+        let ino = self.new_number();
         Arc::new(Inode::new(ino, attr, resolved, remote))
     }
 

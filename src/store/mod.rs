@@ -14,6 +14,7 @@ mod object;
 mod retry;
 mod s3;
 
+pub(crate) use bucket::COPY_AT_ONCE;
 pub use bucket::{Bucket, WriteId};
 pub use counts::RequestCounts;
 pub use dialect::{Attributes, FileKind};

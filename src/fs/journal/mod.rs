@@ -8,7 +8,7 @@
 //! An append survives a crash of the process; [`Journal::sync`] makes all earlier ones survive a crash of the
 //! host. Lock order: the tree's, an inode's, the journal's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::log::{LogError, LogFile};
-use self::record::Record;
+use self::record::{Multipart, Record};
 use self::replay::Replay;
 use crate::fs::lock::{JOURNAL, Ordered};
 use crate::fs::request::RequestId;
+use crate::store::{Key, UploadId};
 
 mod history;
 pub(crate) mod log;
@@ -56,6 +57,8 @@ struct Inner {
     first_len: u64,
     /// Tree places that the log has.
     placed: HashMap<u64, (u64, Arc<str>)>,
+    /// Multipart uploads that were begun and have not ended.
+    multiparts: BTreeMap<UploadId, Key>,
     /// Records appended, and how many of them are on the disk.
     appended: u64,
     synced: u64,
@@ -135,6 +138,23 @@ impl Journal {
     /// it was done.
     pub(crate) fn complete(&self, record: &Record) -> io::Result<()> {
         self.inner.lock().append((RequestId::current(), record))
+    }
+
+    /// Writes down that a multipart upload was begun. It is of use until [`Journal::end_multipart`], whatever becomes
+    /// of the log.
+    pub(crate) fn begin_multipart(&self, begun: Multipart) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.append((None, &Record::MultipartBegun(begun.clone())))?;
+        inner.multiparts.insert(begun.upload, begun.key);
+        Ok(())
+    }
+
+    /// Writes down that nothing is left of a multipart upload but its object. Should that fail, the next process
+    /// aborts it once more, which the store takes for done.
+    pub(crate) fn end_multipart(&self, upload: &UploadId) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.multiparts.remove(upload);
+        inner.append((None, &Record::MultipartEnded(upload.clone())))
     }
 
     /// Writes an inode's tree place down, if that is news.
@@ -225,9 +245,14 @@ impl Journal {
     ) -> Result<(), LogError> {
         let io = LogError::io(&self.directory);
         let _turn = self.syncing.lock().await;
-        let new = LogFile::create(&successor(&self.directory))?;
+        let mut new = LogFile::create(&successor(&self.directory))?;
         {
             let mut inner = self.inner.lock();
+            for (upload, key) in &inner.multiparts {
+                let (key, upload) = (key.clone(), upload.clone());
+                let begun = Record::MultipartBegun(Multipart { key, upload });
+                new.append((None, &begun)).map_err(&io)?;
+            }
             inner.placed.clear();
             inner.successor = Some(new);
         }
@@ -258,6 +283,7 @@ impl Inner {
             log,
             successor: None,
             placed: HashMap::new(),
+            multiparts: BTreeMap::new(),
             appended: 0,
             synced: 0,
         }
@@ -353,6 +379,27 @@ mod tests {
         let mut inos: Vec<u64> = left.replay.inodes.into_keys().collect();
         inos.sort_unstable();
         assert_eq!(inos, [1000, 1002, 1003]);
+    }
+
+    #[tokio::test]
+    async fn a_multipart_upload_is_known_until_it_has_ended_however_often_the_log_is_written_anew()
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = opened(dir.path());
+        let key = Key::new("k");
+        for upload in ["open", "ended", "ended later"] {
+            let (key, upload) = (key.clone(), UploadId(upload.to_owned()));
+            journal.begin_multipart(Multipart { key, upload }).unwrap();
+        }
+        let end = |name: &str| journal.end_multipart(&UploadId(name.to_owned())).unwrap();
+        end("ended");
+        journal.rewrite(|| Ok(())).await.unwrap();
+        end("ended later");
+        journal.rewrite(|| Ok(())).await.unwrap();
+        drop(journal);
+        let (_, left) = Journal::open(dir.path()).unwrap();
+        let open = BTreeMap::from([(UploadId("open".to_owned()), key)]);
+        assert_eq!(left.replay.multiparts, open);
     }
 
     #[test]

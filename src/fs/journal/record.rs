@@ -12,7 +12,7 @@ use crate::fs::attr::Attr;
 use crate::fs::extents::Extent;
 use crate::fs::inode::{Attempt, Unsent};
 use crate::fs::tree::Origin;
-use crate::store::{Key, Metadata, ObjectVersion};
+use crate::store::{Key, Metadata, ObjectVersion, UploadId};
 
 /// The format that is written.
 pub(crate) const FORMAT: u32 = 2;
@@ -114,6 +114,19 @@ pub(crate) enum Record {
     },
     /// All are: the directory's objects are where its migration was to bring them.
     Migrated { directory: u64 },
+    /// A multipart upload was begun. No part of it has left before this is on the disk.
+    MultipartBegun(Multipart),
+    /// It is complete or was aborted: nothing of it is left but the object.
+    MultipartEnded(UploadId),
+}
+
+/// A multipart upload that was begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Multipart {
+    /// Where its object goes.
+    pub(crate) key: Key,
+    /// What the store calls it.
+    pub(crate) upload: UploadId,
 }
 
 /// An inode that differs from its object.

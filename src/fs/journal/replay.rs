@@ -1,15 +1,15 @@
 //! What a journal says, put together. No I/O.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::history::{History, Mark, Moment};
-use super::record::{ChangedDirectory, ChangedInode, Record, SentObject};
+use super::record::{ChangedDirectory, ChangedInode, Multipart, Record, SentObject};
 use crate::fs::extents::Chunk;
 use crate::fs::inode::{Attempt, Unsent};
 use crate::fs::request::RequestId;
 use crate::fs::staging::{ContentMap, FrozenMap};
 use crate::fs::tree::Origin;
-use crate::store::{Key, ObjectVersion};
+use crate::store::{Key, ObjectVersion, UploadId};
 
 /// What an earlier process left behind.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub(crate) struct Replay {
     pub(crate) in_doubt: HashMap<Key, Attempt>,
     /// The last requests whose changes are all in the journal, at most [`REQUESTS_MAX`].
     pub(crate) requests: VecDeque<RequestId>,
+    /// Multipart uploads of which the journal knows no end.
+    pub(crate) multiparts: BTreeMap<UploadId, Key>,
     /// Copies of directories' objects of which the journal knows no end so far.
     migrations: HashMap<u64, Migration>,
 }
@@ -153,6 +155,12 @@ impl Replay {
                 self.doubt(in_doubt);
             }
             Record::InDoubt(attempt) => self.doubt([attempt]),
+            Record::MultipartBegun(Multipart { key, upload }) => {
+                self.multiparts.insert(upload, key);
+            }
+            Record::MultipartEnded(upload) => {
+                self.multiparts.remove(&upload);
+            }
             Record::Changed(changed) => {
                 let content = changed.base_len.map(ContentMap::new);
                 let inode = ReplayedInode {

@@ -72,7 +72,8 @@ impl FileSystem {
     }
 
     /// Gives up what was changed about a file, or that it was removed: it is what the bucket has from now on. Who
-    /// has it open is told.
+    /// has it open is told. If nothing but the parts of an upload that came to nothing is left to be done there, they
+    /// stay.
     pub async fn discard(&self, key: &Key) -> Result<(), FsError> {
         let removed = self.tree.lock().orphans_at(key);
         let mut removed = removed.into_iter().filter(|inode| {
@@ -85,7 +86,10 @@ impl FileSystem {
             self.forget_doomed(key, &inode, version);
             return Ok(());
         }
-        let inode = self.changed_file(key)?;
+        let inode = match self.changed_file(key) {
+            Err(FsError::NoEntry) if self.leave_parts_at(key) => return Ok(()),
+            changed => changed?,
+        };
         // An upload that is under way comes to its end first.
         let _turn = self.turnstile.enter(Footprint::inode(inode.ino)).await;
         let now = self.now();

@@ -123,7 +123,8 @@ impl FileSystem {
             let mut conflicts = 0;
             loop {
                 let pending = self.pending();
-                if pending.is_empty() {
+                let abandoned = self.abandoned.numbers();
+                if pending.is_empty() && abandoned.is_empty() {
                     // Nor does a crash of the host bring back what is gone.
                     return Ok(self.journal.sync().await?);
                 }
@@ -133,6 +134,9 @@ impl FileSystem {
                     Err(error) => return Err(error),
                     // What was brought may have left something to be deleted.
                     Ok(()) => {}
+                }
+                for number in abandoned {
+                    self.abort(number).await?;
                 }
             }
         };

@@ -259,10 +259,7 @@ impl FileSystem {
                 source_version: Some(original.version.clone()),
                 metadata: MetadataDirective::Copy,
             };
-            let copy = self
-                .bucket
-                .copy(&original.key, &to, &options, original.size)
-                .await;
+            let copy = self.copy(&original.key, &to, &options, original.size).await;
             match copy {
                 Ok(version) => {
                     let copy = SentObject {
@@ -272,14 +269,16 @@ impl FileSystem {
                     };
                     return Ok(Some(Copied { original, copy }));
                 }
-                Err(StoreError::NotFound { .. } | StoreError::Precondition { .. }) => {
+                Err(FsError::Store(
+                    StoreError::NotFound { .. } | StoreError::Precondition { .. },
+                )) => {
                     let Some(found) = self.bucket.head(&original.key).await? else {
                         return Ok(None);
                     };
                     original.version = found.version;
                     original.size = found.size;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         Err(FsError::Stale)

@@ -260,8 +260,7 @@ impl FileSystem {
         };
         let copied = async {
             self.journal.sync().await?;
-            let copied = self.bucket.copy(&remote.key, &key, &options, remote.size);
-            Ok::<_, FsError>(copied.await?)
+            self.copy(&remote.key, &key, &options, remote.size).await
         };
         let copied = copied.await;
         match &copied {

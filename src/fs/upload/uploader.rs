@@ -74,17 +74,19 @@ impl FileSystem {
     }
 
     async fn upload_in_background(self: Arc<Self>, ino: u64, _slot: OwnedSemaphorePermit) {
-        let Some(inode) = self.tree.lock().inode_to_send(ino) else {
-            self.remove_retired().await;
-            self.uploader.tell(|queue| queue.sent(ino, self.now()));
-            return;
+        let inode = self.tree.lock().inode_to_send(ino);
+        let result = match inode {
+            Some(inode) => {
+                let result = self.bring(&inode).await;
+                result.inspect_err(|error| self.note_upload_error(&inode, error))
+            }
+            // It is no inode any more, or never was one.
+            None => self.abort(ino).await,
         };
-        let result = self.bring(&inode).await;
         let now = self.now();
         match result {
             Ok(()) => self.uploader.tell(|queue| queue.sent(ino, now)),
             Err(error) => {
-                self.note_upload_error(&inode, &error);
                 let failure = if error.is_transient() {
                     Failure::Away
                 } else {

@@ -339,10 +339,7 @@ impl FileSystem {
                 source_version: Some(base.version.clone()),
                 metadata: MetadataDirective::Replace(metadata),
             };
-            let version = self
-                .bucket
-                .copy(&base.key, key, &options, base.size)
-                .await?;
+            let version = self.copy(&base.key, key, &options, base.size).await?;
             let copy = Remote {
                 key: key.clone(),
                 version,
@@ -367,21 +364,17 @@ impl FileSystem {
             }
             UploadPlan::Multipart(parts) => {
                 let upload = self.bucket.create_multipart(key, metadata).await?;
-                let sent = self.send_parts(key, frozen, &upload, parts, progress).await;
-                let version = match sent {
-                    Ok(tags) => self
+                self.in_parts(key, &upload, async {
+                    let tags = self
+                        .send_parts(key, frozen, &upload, parts, progress)
+                        .await?;
+                    let condition = frozen.precondition.clone();
+                    let completed = self
                         .bucket
-                        .complete_multipart(key, &upload, &tags, frozen.precondition.clone())
-                        .await
-                        .map_err(FsError::from),
-                    Err(error) => Err(error),
-                };
-                if version.is_err()
-                    && let Err(error) = self.bucket.abort_multipart(key, &upload).await
-                {
-                    self.note_error(&format!("parts of {key:?} were left behind"), &error.into());
-                }
-                version?
+                        .complete_multipart(key, &upload, &tags, condition);
+                    Ok(completed.await?)
+                })
+                .await?
             }
         };
         Ok((self.written(key.clone(), size, version), None))

@@ -45,6 +45,8 @@ mod hosts;
 mod model;
 // Stores that refuse or hang: what is reported, what is kept.
 mod faults;
+// Uploads in parts that come to nothing.
+mod parts;
 // The same while nobody waits: what was changed reaches the bucket by itself, once.
 mod stores;
 // Many programs at once.
