@@ -141,7 +141,7 @@ impl FileSystem {
     fn left_by(&self, tree: &mut Tree, inode: &Arc<Inode>, key: &Key) -> Nameless {
         let mut left = Nameless::default();
         let overwrites = {
-            let mut state = inode.state.lock();
+            let state = inode.state.lock();
             left.in_doubt = state.attempt.clone();
             let at = state.remote.as_ref().map(|remote| remote.key.clone());
             left.doomed.extend(state.remote.as_ref().map(sent));
@@ -149,7 +149,7 @@ impl FileSystem {
                 let at = at.unwrap_or_else(|| key.clone());
                 left.orphans.push((at, Arc::clone(inode)));
             }
-            state.overwrites.take()
+            state.overwrites.clone()
         };
         if let Some(version) = overwrites {
             self.leave_overwritten(tree, key, version, &mut left);
@@ -167,7 +167,11 @@ impl FileSystem {
     ) {
         tree.remove(parent, name, self.now());
         tree.note_place(inode, self.now());
-        self.settle(inode.ino, &mut inode.state.lock());
+        {
+            let mut state = inode.state.lock();
+            state.overwrites = None;
+            self.settle(inode.ino, &mut state);
+        }
         let Nameless {
             mut orphans,
             in_doubt,
@@ -265,10 +269,13 @@ impl FileSystem {
 
     /// Appends what is true of the bucket already. Should it not get into the journal, the next process finds it
     /// out again.
-    pub(crate) fn append_or_warn(&self, record: &Record) {
-        if let Err(error) = self.journal.append(record) {
+    /// Returns whether it did.
+    pub(crate) fn append_or_warn(&self, record: &Record) -> bool {
+        let appended = self.journal.append(record);
+        if let Err(error) = &appended {
             tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
         }
+        appended.is_ok()
     }
 
     /// Writes something new down: it exists, here and for the next process, when its place is in the journal.
@@ -306,24 +313,27 @@ impl FileSystem {
         Ok(())
     }
 
-    /// The inode's object is another, by another request than an upload; the one before is doomed if there is
-    /// one.
+    /// The inode's object is another, by another request than an upload, and it is to overwrite this version; the
+    /// object before is doomed if there is one. What cannot be written down does not hold.
     pub(crate) fn record_base(
         &self,
         ino: u64,
         state: &mut InodeState,
+        (remote, overwrites): (Option<Remote>, Option<ObjectVersion>),
         doomed: Option<SentObject>,
     ) -> io::Result<()> {
-        if !state.journaled {
-            return Ok(());
+        if state.journaled {
+            let record = Record::Based {
+                ino,
+                remote: remote.as_ref().map(sent),
+                overwrites: overwrites.clone(),
+                doomed,
+            };
+            self.record(ino, state, &record)?;
         }
-        let record = Record::Based {
-            ino,
-            remote: state.remote.as_ref().map(sent),
-            overwrites: state.overwrites.clone(),
-            doomed,
-        };
-        self.record(ino, state, &record)
+        state.remote = remote;
+        state.overwrites = overwrites;
+        Ok(())
     }
 
     /// Keeps the object at `key` for an open inode that lost its name. Its last close deletes it, or, if we do
@@ -352,12 +362,15 @@ impl FileSystem {
         if !state.journaled {
             return;
         }
+        // As long as the journal has it as changed, its staging file is of use.
+        if !self.append_or_warn(&Record::Settled { ino }) {
+            return;
+        }
         // A crash of the host may still undo what takes the inode away: then it is to be there, and whole.
         if state.staged.as_ref().is_some_and(StagedContent::is_kept) {
             self.staging.retire(ino);
         }
         self.forget_changed(ino, state);
-        self.append_or_warn(&Record::Settled { ino });
     }
 
     /// The journal has been told that nothing of the inode is left to send.

@@ -53,9 +53,11 @@ impl FileSystem {
         state: &mut InodeState,
         directory: Option<ChangedDirectory>,
     ) -> io::Result<()> {
+        // The place first: if that fails, nothing was said of the directory.
+        self.place_in_journal(tree, ino)?;
         self.append_snapshot(ino, state, directory)?;
         state.journaled = true;
-        self.place_in_journal(tree, ino)
+        Ok(())
     }
 
     /// Changes a directory, here and in the journal; its marker will follow.
@@ -174,7 +176,12 @@ impl FileSystem {
             directory.origin = left.clone().map_or(Origin::Nowhere, Origin::Elsewhere);
             left
         });
-        self.record_directory_as(tree, ino, &mut state, directory)?;
+        if directory.is_none() && state.journaled {
+            // A snapshot of a file is many records, and a crash between them would take what it has staged.
+            self.place_in_journal(tree, ino)?;
+        } else {
+            self.record_directory_as(tree, ino, &mut state, directory)?;
+        }
         Ok(left)
     }
 
@@ -232,6 +239,7 @@ impl FileSystem {
             .map(|inode| carry(&tree, inode, migrated, &copies))
             .collect();
 
+        self.journal.append(&Record::Carrying { directory })?;
         for objects in left.chunks(OBJECTS_PER_RECORD) {
             let objects = objects.to_vec();
             self.journal.append(&Record::Left { directory, objects })?;

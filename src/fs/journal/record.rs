@@ -118,6 +118,9 @@ pub(crate) enum Record {
     MultipartBegun(Multipart),
     /// It is complete or was aborted: nothing of it is left but the object.
     MultipartEnded(UploadId),
+    /// The objects of `directory` were copied: what holds then follows. What an earlier attempt said of it counts no
+    /// more.
+    Carrying { directory: u64 },
 }
 
 /// A multipart upload that was begun.

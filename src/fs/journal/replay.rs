@@ -140,6 +140,9 @@ impl Replay {
                 let migration = self.migrations.entry(directory).or_default();
                 migration.carried.insert(ino, carried);
             }
+            Record::Carrying { directory } => {
+                self.migrations.remove(&directory);
+            }
             Record::Left { directory, objects } => {
                 let migration = self.migrations.entry(directory).or_default();
                 migration.left.extend(objects);

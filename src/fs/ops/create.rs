@@ -133,6 +133,7 @@ impl FileSystem {
         let inode = tree.insert(parent, name, attr, now);
         if let Err(error) = self.record_new(&tree, &inode, content) {
             tree.remove(parent, name, now);
+            self.staging.remove(inode.ino);
             return Err(error);
         }
         drop(tree);

@@ -43,11 +43,9 @@ impl FileSystem {
     /// What an upload of the inode is to overwrite.
     fn base_on(&self, inode: &Inode, key: &Key, found: Option<Object>) -> Result<(), FsError> {
         let mut state = inode.state.lock();
-        if state.remote.as_ref().is_some_and(|r| r.key == *key) {
-            state.remote = None;
-        }
-        state.overwrites = found.map(|object| object.version);
-        Ok(self.record_base(inode.ino, &mut state, None)?)
+        let elsewhere = state.remote.clone().filter(|remote| remote.key != *key);
+        let base = (elsewhere, found.map(|object| object.version));
+        Ok(self.record_base(inode.ino, &mut state, base, None)?)
     }
 
     /// Gives the loser a name beside the winner. Who has it open under the old name is told at its next use.
@@ -69,16 +67,9 @@ impl FileSystem {
         {
             let mut state = inode.state.lock();
             // The winner's object is not ours to delete.
-            if state
-                .remote
-                .as_ref()
-                .is_some_and(|remote| remote.key == from)
-            {
-                state.remote = None;
-            }
-            state.overwrites = None;
+            let elsewhere = state.remote.clone().filter(|remote| remote.key != from);
+            self.record_base(inode.ino, &mut state, (elsewhere, None), None)?;
             state.lineage += 1;
-            self.record_base(inode.ino, &mut state, None)?;
         }
         let beside: Arc<str> = Arc::from(beside);
         self.move_file(&mut tree, inode, (parent, &beside), None, (&from, &to))?;

@@ -206,8 +206,8 @@ impl FileSystem {
             let mut state = inode.state.lock();
             let left = if state.moved_from.as_ref() == Some(&from) {
                 let left = durable::sent(&remote);
-                state.remote = Some(copy);
-                self.record_base(inode.ino, &mut state, Some(left.clone()))?;
+                let base = (Some(copy), state.overwrites.clone());
+                self.record_base(inode.ino, &mut state, base, Some(left.clone()))?;
                 left
             } else {
                 // It has lost its name meanwhile, and its object is somebody else's matter.

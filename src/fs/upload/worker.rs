@@ -139,11 +139,8 @@ impl FileSystem {
             {
                 return Ok(());
             }
-            state.overwrites = Some(version.clone());
-            if let Err(error) = self.record_base(inode.ino, &mut state, None) {
-                state.overwrites = None;
-                return Err(error.into());
-            }
+            let base = (state.remote.clone(), Some(version.clone()));
+            self.record_base(inode.ino, &mut state, base, None)?;
             (orphan, version)
         };
         // Both are said of it for a moment: what is to be overwritten is not deleted.
@@ -295,13 +292,12 @@ impl FileSystem {
                 let mut state = inode.state.lock();
                 let left = state.remote.as_ref().filter(|base| base.key != *key);
                 let left = left.map(durable::sent);
-                if place.as_ref() == Some(key) {
-                    state.overwrites = None;
-                }
+                let overwrites = state.overwrites.clone();
+                let overwrites = overwrites.filter(|_| place.as_ref() != Some(key));
                 match place {
                     Some(_) => {
-                        state.remote = Some(found);
-                        self.record_base(inode.ino, &mut state, left.clone())?;
+                        let base = (Some(found), overwrites);
+                        self.record_base(inode.ino, &mut state, base, left.clone())?;
                     }
                     None => {
                         self.record_nameless([Some(durable::sent(&found)), left.clone()])?;

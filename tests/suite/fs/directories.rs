@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bucketvol::config::options::WriteOptions;
 use bucketvol::fs::{Change, FsError, RenameMode};
@@ -18,7 +19,13 @@ async fn unhurried(fs: &TestFs) -> TestFs {
 async fn a_directory_of_ten_thousand_objects_has_its_new_name_by_one_record() {
     const OBJECTS: usize = 10_000;
     let bucket = Arc::new(Bucket::memory());
-    let fs = TestFs::with(Arc::clone(&bucket), WriteOptions::default()).await;
+    // Nothing follows before it is told to.
+    let write = WriteOptions {
+        upload_delay: Duration::from_secs(3600),
+        max_dirty_age: Duration::from_secs(3600),
+        ..WriteOptions::default()
+    };
+    let fs = TestFs::with(Arc::clone(&bucket), write).await;
     for i in 0..OBJECTS {
         fs.put_object(&format!("d/{i:05}"), b"x").await;
     }
