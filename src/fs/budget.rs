@@ -39,7 +39,7 @@ impl StagingBudget {
             let unit = disk.fragment_size();
             let free = disk.blocks_available().saturating_mul(unit);
             let total = disk.blocks().saturating_mul(unit);
-            free.saturating_sub(bytes) >= self.min_free.of(total)
+            free >= self.min_free.of(total).saturating_add(bytes)
         })
     }
 

@@ -11,6 +11,7 @@ use super::error::FsError;
 use super::filesystem::FileSystem;
 use super::inode::{Attempt, Inode, InodeState, Linked, Remote, Unsent};
 use super::journal::Left;
+use super::journal::log::LogError;
 use super::journal::record::{ChangedDirectory, ChangedInode, Multipart, Record, SentObject};
 use super::journal::replay::{Replay, ReplayedInode};
 use super::staging::StagedContent;
@@ -401,12 +402,22 @@ impl FileSystem {
         }
     }
 
-    /// Takes up what an earlier process left behind, then begins a journal with nothing else in it. Returns
-    /// the inodes that are to be sent.
-    pub(crate) async fn restore(&self, mut left: Left) -> Result<Vec<u64>, FsError> {
+    /// Takes up what an earlier process left behind, then begins a journal with nothing else in it, if there is room
+    /// for one. Returns the inodes that are to be sent.
+    pub(crate) async fn restore(self: &Arc<Self>, mut left: Left) -> Result<Vec<u64>, FsError> {
+        let other_boot = left.other_boot;
         self.find_places(&mut left.replay)?;
-        self.look_for_ends(&mut left.replay).await?;
-        self.take_up(left)
+        let directories = self.look_for_ends(&mut left.replay).await?;
+        let (changed, is_told) = self.take_up(left, &directories)?;
+        if !self.journal.is_empty()
+            && let Err(error) = self.rewrite_journal().await
+        {
+            tracing::warn!(bucket = %self.bucket.location(), %error, "the journal stays as it was left");
+            if other_boot && is_told {
+                self.journal.note_boot()?;
+            }
+        }
+        Ok(changed)
     }
 
     /// Makes the inodes that an earlier process knew, under their names, and says where the objects of directories
@@ -414,9 +425,15 @@ impl FileSystem {
     fn find_places(&self, replay: &mut Replay) -> Result<(), FsError> {
         // What is new has no place before all of it is in the journal.
         let Replay { inodes, places, .. } = replay;
-        inodes.retain(|ino, _| *ino == ROOT || places.contains_key(ino));
         let mut tree = self.tree.lock();
-        tree.reserve_inos(replay.places.keys().copied().max());
+        tree.reserve_inos(places.keys().chain(inodes.keys()).copied().max());
+        inodes.retain(|ino, _| {
+            let is_placed = *ino == ROOT || places.contains_key(ino);
+            if !is_placed {
+                self.append_or_warn(&Record::Settled { ino: *ino });
+            }
+            is_placed
+        });
         for ino in replay.inodes.keys() {
             place(&mut tree, replay, *ino, self.now())?;
         }
@@ -436,32 +453,41 @@ impl FileSystem {
 
     /// Uploads may have been done of whose ends the journal knows nothing. Who reads the file would miss the object
     /// before; and when the host went down, what was sent may be nowhere but in the object.
-    async fn look_for_ends(&self, replay: &mut Replay) -> Result<(), FsError> {
+    /// Returns the directories whose markers were found.
+    async fn look_for_ends(&self, replay: &mut Replay) -> Result<Vec<u64>, FsError> {
+        let mut directories = Vec::new();
         for (ino, Attempt { key, write }) in replay.open_ends() {
             let found = self.bucket.head_written(&key).await?;
             if let Some((object, Some(made_by))) = found
                 && made_by.is_of_the_write_of(&write)
             {
-                let is_in_place = {
+                let (is_in_place, is_directory) = {
                     let mut tree = self.tree.lock();
                     if tree.origin(ino) == Origin::Nowhere {
                         tree.set_origin(ino, Origin::Elsewhere(key.clone()), self.now());
                     }
-                    tree.key_of(ino).as_ref() == Some(&key)
+                    let is_directory = tree.is_directory(ino) == Some(true);
+                    (tree.key_of(ino).as_ref() == Some(&key), is_directory)
                 };
                 let object = SentObject {
                     key,
                     size: object.size,
                     version: object.version,
                 };
-                replay.found(ino, object, made_by == write, is_in_place);
+                let found = replay.found(ino, object, made_by == write, is_in_place);
+                if let Some(found) = found {
+                    self.append_or_warn(&found);
+                }
+                directories.extend(is_directory.then_some(ino));
             }
         }
-        Ok(())
+        Ok(directories)
     }
 
-    /// Like [`FileSystem::restore`], of inodes that have their places.
-    fn take_up(&self, left: Left) -> Result<Vec<u64>, FsError> {
+    /// Like [`FileSystem::restore`], of inodes that have their places: what the journal says is what they are, but
+    /// for what is written down here. That is next to nothing: the disk may be full. Returns the inodes that are to be
+    /// sent, and whether the journal knows what a crash of the host took.
+    fn take_up(&self, left: Left, found: &[u64]) -> Result<(Vec<u64>, bool), FsError> {
         let Left {
             mut replay,
             other_boot,
@@ -471,11 +497,21 @@ impl FileSystem {
         self.staging
             .sweep(&changed.iter().copied().collect::<HashSet<u64>>())?;
         let mut tree = self.tree.lock();
-        for (ino, replayed) in std::mem::take(&mut replay.inodes) {
+        let mut is_told = true;
+        for (ino, mut replayed) in std::mem::take(&mut replay.inodes) {
             let inode = tree.inode(ino).ok_or(FsError::NoEntry)?;
+            let size = replayed.changed.attr.size;
+            if other_boot && let Some(to) = replayed.go_back(self.staging.verifier(ino)) {
+                tracing::error!(
+                    bucket = %self.bucket.location(), ino, was = size, is = replayed.changed.attr.size,
+                    "bytes that nobody synced were lost when the host went down: the file is what it was before",
+                );
+                is_told &= self.append_or_warn(&Record::WentBack { ino, to });
+            }
             let mut state = inode.state.lock();
-            self.fill(ino, &mut state, replayed, other_boot)?;
-            // The new journal tells of all of a file at once: what somebody synced is lost with what nobody did.
+            self.fill(ino, &mut state, replayed)?;
+            // A journal that is written anew tells of all of a file at once: what somebody synced is lost with what
+            // nobody did.
             if let (Durability::Local, Some(staged)) =
                 (self.settings.write.durability, &mut state.staged)
             {
@@ -484,51 +520,38 @@ impl FileSystem {
         }
         for ino in &changed {
             let inode = tree.inode(*ino).ok_or(FsError::NoEntry)?;
-            self.append_snapshot(*ino, &inode.state.lock(), tree.changed_directory(*ino))?;
-            self.place_in_journal(&tree, *ino)?;
             tree.note_place(&inode, self.now());
             let mut state = inode.state.lock();
             if !state.unsent.any() {
                 self.settle(*ino, &mut state);
+            } else if found.contains(ino) {
+                // One record: a directory has no extents.
+                // If it is not told, the next process finds it too.
+                let directory = tree.changed_directory(*ino);
+                if let Err(error) = self.append_snapshot(*ino, &state, directory) {
+                    tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
+                }
             }
         }
         for object in std::mem::take(&mut replay.doomed).into_values() {
             let key = object.key.clone();
             let inode = tree.nameless(self.remote_of(object));
-            self.doom(&mut tree, key, &inode);
             changed.push(inode.ino);
+            tree.add_orphan(key, inode);
         }
         for attempt in std::mem::take(&mut replay.in_doubt).into_values() {
-            self.journal.append(&Record::InDoubt(attempt.clone()))?;
             if let Some((key, inode)) = self.doubted(&mut tree, Some(attempt)) {
                 changed.push(inode.ino);
                 tree.add_orphan(key, inode);
             }
         }
         for (upload, key) in std::mem::take(&mut replay.multiparts) {
-            let begun = Multipart { key, upload };
-            self.journal.begin_multipart(begun.clone())?;
-            changed.push(self.abandon_as(&mut tree, begun));
+            changed.push(self.abandon_as(&mut tree, Multipart { key, upload }));
         }
-        drop(tree);
-        self.journal.replace().map_err(io::Error::other)?;
-        Ok(changed)
+        Ok((changed, is_told))
     }
 
-    fn fill(
-        &self,
-        ino: u64,
-        state: &mut InodeState,
-        mut replayed: ReplayedInode,
-        verify: bool,
-    ) -> io::Result<()> {
-        let size = replayed.changed.attr.size;
-        if verify && replayed.go_back(self.staging.verifier(ino)) {
-            tracing::error!(
-                bucket = %self.bucket.location(), ino, was = size, is = replayed.changed.attr.size,
-                "bytes that nobody synced were lost when the host went down: the file is what it was before",
-            );
-        }
+    fn fill(&self, ino: u64, state: &mut InodeState, replayed: ReplayedInode) -> io::Result<()> {
         let ReplayedInode {
             changed, content, ..
         } = replayed;
@@ -558,10 +581,14 @@ impl FileSystem {
         if !self.journal.is_overgrown() {
             return;
         }
-        let fs = Arc::clone(self);
-        if let Err(error) = self.journal.rewrite(move || fs.write_all_changes()).await {
+        if let Err(error) = self.rewrite_journal().await {
             tracing::warn!(bucket = %self.bucket.location(), %error, "the journal stays long");
         }
+    }
+
+    async fn rewrite_journal(self: &Arc<Self>) -> Result<(), LogError> {
+        let fs = Arc::clone(self);
+        self.journal.rewrite(move || fs.write_all_changes()).await
     }
 
     /// Appends all that the journal has to know.

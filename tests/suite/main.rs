@@ -31,6 +31,10 @@ mod front_door;
 #[cfg(feature = "fuse-tests")]
 mod fuse_real;
 
+// The disk of the host is full, to the last byte.
+#[cfg(feature = "fuse-tests")]
+mod disk_full;
+
 // A real S3 server that others wrote.
 #[cfg(feature = "s3-tests")]
 mod garage;

@@ -110,31 +110,40 @@ impl History {
         self.push(Change::Whole(Box::new(content.clone())), size, time);
     }
 
-    /// The last moment of which nothing is missing; the object, of `object_size` bytes, has all of the first.
-    pub(crate) fn last_intact(
-        &self,
-        object_size: u64,
-        mut is_intact: impl FnMut(&Chunk) -> bool,
-    ) -> Moment {
+    /// The last step after which nothing is missing; `None`: the object has all that there is.
+    pub(crate) fn last_intact(&self, mut is_intact: impl FnMut(&Chunk) -> bool) -> Option<u64> {
         let mut intact = None;
         self.replay(self.steps.len(), |at, map| {
             let sent = self.sent.as_ref().map(|(frozen, _)| frozen);
             if map.is_intact(sent, &mut is_intact) {
-                intact = Some(at);
+                intact = Some(at as u64);
             }
         });
-        let Some(last) = intact else {
+        intact
+    }
+
+    /// What came after the step never was; `None`: no step was, and the object of so many bytes is all that there is.
+    /// Returns what the file is.
+    pub(crate) fn return_to(&mut self, step: Option<u64>, object_size: u64) -> Moment {
+        let at = step.and_then(|step| usize::try_from(step).ok());
+        let Some((at, last)) = at.and_then(|at| Some((at, self.steps.get(at)?))) else {
+            let map = ContentMap::new(object_size);
+            *self = Self {
+                first: Some(map.clone()),
+                ..Self::default()
+            };
             return Moment {
-                map: ContentMap::new(object_size),
+                map,
                 size: object_size,
                 time: None,
             };
         };
-        let mut map = self.replay(last + 1, |_, _| {});
+        let (size, time) = (last.size, last.time);
+        self.steps.truncate(at + 1);
+        let mut map = self.replay(at + 1, |_, _| {});
         if let Some((frozen, size)) = &self.sent {
             map.uploaded(frozen, *size);
         }
-        let Step { size, time, .. } = self.steps[last];
         Moment {
             map,
             size,

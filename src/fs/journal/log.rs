@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::record::{FORMAT, Record};
+use super::reserve::Reserve;
 use crate::fs::request::RequestId;
 
 /// What every journal begins with; the format's number follows.
@@ -74,6 +75,8 @@ pub(crate) type Recorded = (Option<RequestId>, Record);
 #[derive(Debug)]
 pub(crate) struct Journaled {
     pub(crate) records: Vec<Recorded>,
+    /// Where the last of them ends, in the file.
+    end: u64,
     /// The host has crashed or was restarted since: what was not synced may be gone.
     pub(crate) other_boot: bool,
 }
@@ -85,6 +88,7 @@ pub(crate) struct LogFile {
     end: u64,
     /// Known to be on the disk up to here.
     synced: u64,
+    reserve: Reserve,
 }
 
 impl LogFile {
@@ -108,7 +112,38 @@ impl LogFile {
             file: Arc::new(file),
             end: HEADER as u64,
             synced: 0,
+            reserve: Reserve::of(path),
         })
+    }
+
+    /// The file that `read` is from, to go on with. A torn tail goes; what was read is on the disk afterwards.
+    pub(crate) fn reopen(path: &Path, read: &Journaled) -> Result<Self, LogError> {
+        let io = LogError::io(path);
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(&io)?;
+        // Whole frames in it would be taken for later records when others stand before them.
+        if file.metadata().map_err(&io)?.len() > read.end {
+            file.set_len(read.end).map_err(&io)?;
+        }
+        file.sync_all().map_err(&io)?;
+        Ok(Self {
+            file: Arc::new(file),
+            end: read.end,
+            synced: read.end,
+            reserve: Reserve::of(path),
+        })
+    }
+
+    /// From now on a crash of the host is one after this boot.
+    pub(crate) fn set_boot(&self) -> io::Result<()> {
+        let at = HEADER - BOOT_ID;
+        self.file.write_all_at(&boot_id(), at as u64)?;
+        self.file.sync_data()
+    }
+
+    /// Takes the room on the disk that the next records need, if it has not enough.
+    pub(crate) fn replenish(&mut self) -> io::Result<()> {
+        self.reserve.replenish(&self.file, self.end)
     }
 
     /// Appends a record, and the request whose last one it is. A failure leaves the file as it was.
@@ -116,7 +151,13 @@ impl LogFile {
         let frame = encode(recorded, self.synced)?;
         self.file.write_all_at(&frame, self.end)?;
         self.end += frame.len() as u64;
+        self.reserve.used(&self.file, self.end);
         Ok(())
+    }
+
+    /// Whether there is no record in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.end == HEADER as u64
     }
 
     /// Where the next frame goes.
@@ -164,13 +205,14 @@ pub(crate) fn read(path: &Path) -> Result<Option<Journaled>, LogError> {
             found,
         });
     }
-    let records = decode(frames).map_err(|(at, what)| LogError::Damaged {
+    let (records, end) = decode(frames).map_err(|(at, what)| LogError::Damaged {
         path: path.into(),
         at: at + HEADER,
         what,
     })?;
     Ok(Some(Journaled {
         records,
+        end: (end + HEADER) as u64,
         other_boot: boot != boot_id(),
     }))
 }
@@ -228,8 +270,8 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes)
 }
 
-/// The records up to a torn tail; or where the damage is, and what it is.
-fn decode(frames: &[u8]) -> Result<Vec<Recorded>, (usize, &'static str)> {
+/// The records up to a torn tail, and where that begins; or where the damage is, and what it is.
+fn decode(frames: &[u8]) -> Result<(Vec<Recorded>, usize), (usize, &'static str)> {
     let mut records = Vec::new();
     let mut at = 0;
     while let Some((len, _, record)) = frame_at(&frames[at..]) {
@@ -249,7 +291,7 @@ fn decode(frames: &[u8]) -> Result<Vec<Recorded>, (usize, &'static str)> {
             None => scan += 1,
         }
     }
-    Ok(records)
+    Ok((records, at))
 }
 
 #[cfg(test)]
@@ -303,7 +345,63 @@ mod tests {
         assert!(error.contains(&named), "{error}");
     }
 
+    #[test]
+    fn room_is_kept_ahead_of_the_end_and_is_no_part_of_the_file() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let (_dir, path, records) = log();
+        let read = read(&path).unwrap().unwrap();
+        let mut log = LogFile::reopen(&path, &read).unwrap();
+        log.replenish().unwrap();
+        let file = std::fs::metadata(&path).unwrap();
+        assert_eq!(file.len(), log.end());
+        assert!(
+            file.blocks() * 512 > file.len() + (1 << 20),
+            "{} blocks",
+            file.blocks()
+        );
+        assert_eq!(read.records, records);
+    }
+
     proptest! {
+        /// What a crash of the host leaves of the file's length beyond what was written.
+        #[test]
+        fn zeros_at_the_end_are_the_end(zeros in 0_usize..5000) {
+            let (_dir, path, records) = log();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let end = bytes.len();
+            bytes.resize(end + zeros, 0);
+            std::fs::write(&path, &bytes).unwrap();
+            let read = read(&path).unwrap().unwrap();
+            prop_assert_eq!(read.records, records);
+            prop_assert_eq!(read.end, end as u64);
+        }
+
+        /// Cut off anywhere, it goes on from what was whole by then, and nothing of its tail comes back.
+        #[test]
+        fn it_goes_on_where_it_was_cut_off(cut in any::<prop::sample::Index>(), stale in any::<bool>()) {
+            let (_dir, path, records) = log();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let cut = HEADER + cut.index(bytes.len() - HEADER);
+            if stale {
+                // One byte of the frame never reached the disk, the frames after it did.
+                let frames = HEADER + (bytes.len() - HEADER) / 2;
+                bytes[cut.max(frames)] ^= 1;
+            } else {
+                bytes.truncate(cut);
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let before = read(&path).unwrap().unwrap();
+            prop_assert!(records.starts_with(&before.records));
+            let mut log = LogFile::reopen(&path, &before).unwrap();
+            let added: Vec<Recorded> = (100..103).map(|ino| (None, record(ino))).collect();
+            for (request, record) in &added {
+                log.append((*request, record)).unwrap();
+            }
+            let after = read(&path).unwrap().unwrap();
+            prop_assert_eq!(after.records, [before.records, added].concat());
+        }
+
         /// Cut off anywhere, it reads as what was whole by then.
         #[test]
         fn a_torn_tail_is_cut_off(cut in any::<prop::sample::Index>()) {

@@ -2,6 +2,7 @@
 //!
 //! - `record`: the format;
 //! - `log`: the file, its checksums and its torn tail;
+//! - `reserve`: room for records on a disk that is full;
 //! - `replay` (pure): what the records come to;
 //! - `history` (pure): what a file was before bytes that the disk does not have were written.
 //!
@@ -26,6 +27,7 @@ mod history;
 pub(crate) mod log;
 pub(crate) mod record;
 pub(crate) mod replay;
+mod reserve;
 
 /// The directory of the staging files, and the file whose lock keeps other processes out.
 const FILES: &str = "files";
@@ -73,8 +75,8 @@ pub(crate) struct Left {
 }
 
 impl Journal {
-    /// Takes hold of the journal below `directory`, which is made if it is not there. Nobody may change
-    /// anything before [`Journal::replace`] has written what was left.
+    /// Takes hold of the journal below `directory`, which is made if it is not there. It goes on where the process
+    /// before has ended: that needs no room on the disk.
     pub(crate) fn open(directory: &Path) -> Result<(Self, Left), LogError> {
         let io = LogError::io(directory);
         DirBuilder::new()
@@ -99,7 +101,9 @@ impl Journal {
             replay: Replay::default(),
             other_boot: false,
         };
-        if let Some(journaled) = log::read(&current(directory))? {
+        let path = current(directory);
+        let log = if let Some(journaled) = log::read(&path)? {
+            let log = LogFile::reopen(&path, &journaled)?;
             left.other_boot = journaled.other_boot;
             for (request, record) in journaled.records {
                 left.replay.apply(record);
@@ -107,9 +111,26 @@ impl Journal {
                     left.replay.done(request);
                 }
             }
+            log
+        } else {
+            let mut log = LogFile::create(&successor(directory))?;
+            log.file().sync_all().map_err(&io)?;
+            log.synced(log.end());
+            rename_successor(directory).map_err(&io)?;
+            log
+        };
+        let mut inner = Inner::new(log);
+        // What earlier processes said may be anything: the next rewrite is due as if it were nothing.
+        inner.first_len = 0;
+        inner.multiparts.clone_from(&left.replay.multiparts);
+        let places = left.replay.places.iter();
+        let places = places.map(|(ino, place)| (*ino, (place.parent, Arc::from(&*place.name))));
+        inner.placed = places.collect();
+        if let Err(error) = inner.log.replenish() {
+            tracing::warn!(journal = %directory.display(), %error, "no room to keep back for removals");
         }
         let journal = Self {
-            inner: Ordered::new(Inner::new(LogFile::create(&successor(directory))?)),
+            inner: Ordered::new(inner),
             directory: directory.to_path_buf(),
             syncing: tokio::sync::Mutex::default(),
             _lock: lock,
@@ -117,16 +138,31 @@ impl Journal {
         Ok((journal, left))
     }
 
-    /// What was appended since [`Journal::open`] is all that there is: the earlier journal goes.
-    pub(crate) fn replace(&self) -> Result<(), LogError> {
-        let io = LogError::io(&self.directory);
+    /// Whether nothing was ever written down.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inner.lock().log.is_empty()
+    }
+
+    /// What a crash of the host took of what was left is written down: of the next process's other boots this is none.
+    pub(crate) fn note_boot(&self) -> io::Result<()> {
         let mut inner = self.inner.lock();
-        inner.log.file().sync_all().map_err(&io)?;
+        inner.log.file().sync_data()?;
         let end = inner.log.end();
         inner.log.synced(end);
         inner.synced = inner.appended;
-        inner.first_len = end;
-        rename_successor(&self.directory).map_err(&io)
+        inner.log.set_boot()
+    }
+
+    /// Refuses what can wait when the disk is full: the room that is left is for what makes room, removals and the
+    /// ends of uploads. The error says which disk.
+    pub(crate) fn check_room(&self) -> io::Result<()> {
+        self.inner.lock().log.replenish().map_err(|error| {
+            let shown = self.directory.display();
+            let text = format!(
+                "{shown}: {error}; what room its journal has is kept for removals and uploads: make room on that disk"
+            );
+            io::Error::new(error.kind(), text)
+        })
     }
 
     /// Writes down what nobody asked for, or what is not yet all that somebody asked for.
@@ -239,7 +275,22 @@ impl Journal {
     /// Begins a new log. From now on records go to both, so that `snapshot`, which is to append all that is
     /// still of use, can go through the inodes one by one: what is said of an inode before its snapshot, the
     /// snapshot replaces. Then the new log takes the old one's place.
+    ///
+    /// If that fails, for want of room for one, the old log stays, and is as good.
     pub(crate) async fn rewrite(
+        &self,
+        snapshot: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<(), LogError> {
+        let written = self.write_successor(snapshot).await;
+        if written.is_err() {
+            self.inner.lock().successor = None;
+            // What it takes of a full disk is needed elsewhere.
+            let _ = std::fs::remove_file(successor(&self.directory));
+        }
+        written
+    }
+
+    async fn write_successor(
         &self,
         snapshot: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<(), LogError> {
@@ -247,7 +298,9 @@ impl Journal {
         let _turn = self.syncing.lock().await;
         let mut new = LogFile::create(&successor(&self.directory))?;
         {
+            // Without a reserve of its own it is no better than the one that is long.
             let mut inner = self.inner.lock();
+            new.replenish().map_err(&io)?;
             for (upload, key) in &inner.multiparts {
                 let (key, upload) = (key.clone(), upload.clone());
                 let begun = Record::MultipartBegun(Multipart { key, upload });
@@ -345,7 +398,6 @@ mod tests {
 
     fn opened(directory: &Path) -> (Arc<Journal>, Left) {
         let (journal, left) = Journal::open(directory).unwrap();
-        journal.replace().unwrap();
         (Arc::new(journal), left)
     }
 

@@ -121,6 +121,9 @@ pub(crate) enum Record {
     /// The objects of `directory` were copied: what holds then follows. What an earlier attempt said of it counts no
     /// more.
     Carrying { directory: u64 },
+    /// Bytes of an inode were not on the disk when the host went down: its content is what it was after this step of
+    /// its history ([`super::history`]); `None`: what the object has.
+    WentBack { ino: u64, to: Option<u64> },
 }
 
 /// A multipart upload that was begun.

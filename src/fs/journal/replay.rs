@@ -143,6 +143,7 @@ impl Replay {
             Record::Carrying { directory } => {
                 self.migrations.remove(&directory);
             }
+            Record::WentBack { ino, to } => self.change(ino, |inode| inode.return_to(to)),
             Record::Left { directory, objects } => {
                 let migration = self.migrations.entry(directory).or_default();
                 migration.left.extend(objects);
@@ -264,29 +265,40 @@ impl Replay {
     }
 
     /// An upload of an inode, of whose end nobody knew, has made this object: the last attempt at it, or one before,
-    /// of which it is not known what it sent. The inode's name may spell another key by now.
+    /// of which it is not known what it sent. The inode's name may spell another key by now. Returns what is to be
+    /// written down.
     pub(crate) fn found(
         &mut self,
         ino: u64,
         object: SentObject,
         by_the_last: bool,
         is_in_place: bool,
-    ) {
-        let Some(inode) = self.inodes.get_mut(&ino) else {
-            return;
-        };
-        if !by_the_last {
-            inode.sending = None;
-        }
+    ) -> Option<Record> {
+        let inode = self.inodes.get_mut(&ino)?;
         let left = inode.changed.remote.clone();
-        let sent = Record::Sent {
-            ino,
-            overwrites: inode.changed.overwrites.clone().filter(|_| !is_in_place),
-            doomed: left.filter(|left| left.key != object.key),
-            remote: object,
-            settled: false,
+        let doomed = left.filter(|left| left.key != object.key);
+        let overwrites = inode.changed.overwrites.clone();
+        let overwrites = overwrites.filter(|_| !is_in_place);
+        let found = if by_the_last {
+            Record::Sent {
+                ino,
+                overwrites,
+                doomed,
+                remote: object,
+                settled: false,
+            }
+        } else {
+            inode.sending = None;
+            inode.changed.attempt = None;
+            Record::Based {
+                ino,
+                remote: Some(object),
+                overwrites,
+                doomed,
+            }
         };
-        self.apply(sent);
+        self.apply(found.clone());
+        Some(found)
     }
 
     fn migrated(&mut self, directory: u64) {
@@ -366,18 +378,24 @@ impl ReplayedInode {
     }
 
     /// Takes the content back to the last moment of which nothing is missing. Returns `false` if it is as it was.
-    pub(crate) fn go_back(&mut self, mut is_intact: impl FnMut(&Chunk) -> bool) -> bool {
-        let Some(content) = &self.content else {
-            return false;
-        };
+    pub(crate) fn go_back(
+        &mut self,
+        mut is_intact: impl FnMut(&Chunk) -> bool,
+    ) -> Option<Option<u64>> {
+        let content = self.content.as_ref()?;
         if content.is_intact(None, &mut is_intact) {
-            return false;
+            return None;
         }
-        let Moment { map, size, time } = self.history.last_intact(self.object_size(), is_intact);
+        let to = self.history.last_intact(is_intact);
+        self.return_to(to);
+        Some(to)
+    }
+
+    fn return_to(&mut self, step: Option<u64>) {
+        let Moment { map, size, time } = self.history.return_to(step, self.object_size());
         self.content = Some(map);
         self.changed.attr.size = size;
         self.changed.attr.mtime = time.unwrap_or(self.changed.attr.mtime);
-        true
     }
 }
 

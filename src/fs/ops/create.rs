@@ -122,6 +122,7 @@ impl FileSystem {
         attr: Attr,
         content: &[u8],
     ) -> Result<Arc<Inode>, FsError> {
+        self.journal.check_room()?;
         let now = self.now();
         let mut tree = self.tree.lock();
         // Somebody else may have made it while we asked.

@@ -207,14 +207,14 @@ impl FileSystem {
 
     /// Whether a write of `bytes` can be done at once; else [`FileSystem::room_for`] has to be waited for.
     pub fn has_room_for(&self, bytes: u64) -> bool {
-        self.staging.has_room(bytes)
+        self.staging.has_room(bytes) && self.journal.check_room().is_ok()
     }
 
     /// Waits until `bytes` may be written: all that is staged sets out for the bucket meanwhile.
     pub async fn room_for(&self, bytes: u64) -> Result<(), FsError> {
         let limit = self.settings.fsync_timeout;
         let waited = tokio::time::timeout(limit, async {
-            while !self.staging.has_room(bytes) {
+            while !self.has_room_for(bytes) {
                 self.hurry();
                 // Other programs' files take and leave room too, and nobody tells of those.
                 let _ = tokio::time::timeout(ROOM_POLL, self.staging.released()).await;
@@ -253,6 +253,7 @@ impl FileSystem {
         if data.is_empty() {
             return Ok(());
         }
+        self.journal.check_room()?;
         let ino = handle.inode.ino;
         let mut state = handle.inode.state.lock();
         handle.check_lineage(&state)?;

@@ -27,6 +27,8 @@ pub(crate) struct Mounted {
     options: &'static str,
     user: u32,
     remounts: u32,
+    /// The program's state is on a disk of its own.
+    has_own_disk: bool,
     place: TempDir,
 }
 
@@ -38,15 +40,31 @@ impl Mounted {
 
     /// Mounts the account's bucket as root, with further options.
     pub(crate) fn with(account: &Account, options: &'static str) -> Self {
-        Self::start(0, account, "", options)
+        Self::start(0, account, "", options, None)
+    }
+
+    /// Likewise, with a disk of `mebibytes` for the program's state: see [`Mounted::disk`].
+    pub(crate) fn with_disk(account: &Account, options: &'static str, mebibytes: u32) -> Self {
+        Self::start(0, account, "", options, Some(mebibytes))
+    }
+
+    /// A path on the disk that the program keeps its state on.
+    pub(crate) fn disk(&self, relative: &str) -> PathBuf {
+        self.place.path().join("home").join(relative)
     }
 
     /// Mounts `prefix` of the account's bucket as `user`: by fusermount3 unless that is root.
     pub(crate) fn by(user: u32, account: &Account, prefix: &str) -> Self {
-        Self::start(user, account, prefix, "")
+        Self::start(user, account, prefix, "", None)
     }
 
-    fn start(user: u32, account: &Account, prefix: &str, options: &'static str) -> Self {
+    fn start(
+        user: u32,
+        account: &Account,
+        prefix: &str,
+        options: &'static str,
+        disk: Option<u32>,
+    ) -> Self {
         let place = tempfile::Builder::new()
             .prefix("bucketvol-test-mount-")
             .permissions(Permissions::from_mode(0o755))
@@ -56,6 +74,12 @@ impl Mounted {
             let directory = place.path().join(name);
             fs::create_dir(&directory).expect("a directory");
             chown(&directory, Some(user), Some(user)).expect("the user owns it");
+        }
+        if let Some(mebibytes) = disk {
+            let size = format!("size={mebibytes}m");
+            let mut mount = bounded(10, "mount");
+            mount.args(["-t", "tmpfs", "-o", &size, "bucketvol-test"]);
+            succeed(mount.arg(place.path().join("home")));
         }
         // Where the program listens for `bucketvol unmount`: nobody else may reach in.
         let run = place.path().join("run");
@@ -67,6 +91,7 @@ impl Mounted {
             options,
             user,
             remounts: 0,
+            has_own_disk: disk.is_some(),
             place,
         };
         mounted.mount();
@@ -275,6 +300,10 @@ impl Drop for Mounted {
                 .arg("--lazy")
                 .arg(self.path(""))
                 .status();
+        }
+        if self.has_own_disk {
+            let mut umount = bounded(10, "umount");
+            let _ = umount.arg("--lazy").arg(self.disk("")).status();
         }
     }
 }

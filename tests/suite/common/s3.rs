@@ -124,6 +124,13 @@ impl LocalS3 {
         }
     }
 
+    /// Answers no part of an upload of this number or a later one, until it is told otherwise.
+    #[cfg(feature = "fuse-tests")]
+    pub(crate) fn hold_parts_from(&self, number: u32) {
+        let server = self.server.as_ref().expect("it runs until drop");
+        server.hold_parts_from(number);
+    }
+
     /// How to reach it.
     pub(crate) fn account(&self) -> &Account {
         &self.account

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bucketvol::clock::SystemClock;
 use bucketvol::store::{
@@ -24,7 +24,7 @@ use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 pub(crate) struct Backend {
     bucket: String,
     store: MemoryStore,
-    /// Parts from this number on are never answered.
+    /// Parts from this number on are not answered for as long as it is so.
     pub(crate) held_from: Arc<AtomicU32>,
 }
 
@@ -417,8 +417,8 @@ impl S3 for Backend {
         self.check(&input.bucket)?;
         let number = u32::try_from(input.part_number).map_err(|_| s3_error!(InvalidPart))?;
         let body = whole(input.body).await?;
-        if number >= self.held_from.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
+        while number >= self.held_from.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let (key, id) = (Key::new(input.key), UploadId(input.upload_id));
         let part = self

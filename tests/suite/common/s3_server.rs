@@ -33,7 +33,7 @@ pub(crate) struct S3Server {
     pub(crate) bucket: String,
     pub(crate) key: String,
     pub(crate) secret: String,
-    /// The number of the first part that is never answered.
+    /// The number of the first part that is not answered.
     held_from: Arc<AtomicU32>,
     _directory: Option<TempDir>,
     serving: JoinHandle<()>,

@@ -86,6 +86,15 @@ const BOOT_ID: usize = 8 + 4;
 /// Bytes that each journal begins with.
 pub(crate) const JOURNAL_HEADER: usize = BOOT_ID + 36;
 
+/// The next process finds no place to write a journal anew, if there is one.
+fn leave_no_room(left: &Path) {
+    let in_the_way = left.join("staging/journal.new");
+    let _ = std::fs::remove_dir(&in_the_way);
+    if left.join("staging/journal").exists() {
+        std::fs::create_dir(in_the_way).unwrap();
+    }
+}
+
 /// The first `synced` bytes of a journal, as another boot's.
 fn as_synced(journal: &[u8], synced: u64) -> Vec<u8> {
     let mut journal = journal[..usize::try_from(synced).unwrap()].to_vec();
@@ -176,6 +185,15 @@ impl TestFs {
         self.open_next(left).await
     }
 
+    /// Likewise, on a disk that has no room for another journal: it goes on with the one there is.
+    pub(crate) async fn after_crash_without_room(&self) -> Self {
+        let left = self.another_directory();
+        copy_dir(self.staging.path(), left.path());
+        leave_no_room(left.path());
+        self.close();
+        self.open_next(left).await
+    }
+
     /// The volume as the next process finds it when this one has brought all into the bucket and has ended.
     pub(crate) async fn remounted(&self) -> Self {
         self.drained().await;
@@ -208,6 +226,25 @@ impl TestFs {
 
     /// Likewise, when the disk has so many bytes of the journal.
     pub(crate) async fn after_host_crash_at(&self, journal_bytes: u64, unsynced: Unsynced) -> Self {
+        let left = self.left_by_host_crash(journal_bytes, unsynced);
+        self.after_host_crash_in(left).await
+    }
+
+    /// Likewise, on a disk that has no room for another journal.
+    pub(crate) async fn after_host_crash_without_room(&self, unsynced: Unsynced) -> Self {
+        let left = self.left_by_host_crash(self.status().journal_synced_bytes, unsynced);
+        leave_no_room(left.path());
+        self.after_host_crash_in(left).await
+    }
+
+    async fn after_host_crash_in(&self, left: TempDir) -> Self {
+        let next = self.open_next(left).await;
+        // What was found there is on the disk.
+        next.sync_all();
+        next
+    }
+
+    fn left_by_host_crash(&self, journal_bytes: u64, unsynced: Unsynced) -> TempDir {
         let left = self.another_directory();
         copy_dir(self.staging.path(), left.path());
         for file in std::fs::read_dir(self.staged_files()).unwrap() {
@@ -223,10 +260,7 @@ impl TestFs {
         let journal = left.path().join("staging/journal");
         let said = std::fs::read(&journal).unwrap();
         std::fs::write(&journal, as_synced(&said, journal_bytes)).unwrap();
-        let next = self.open_next(left).await;
-        // What was found there is on the disk.
-        next.sync_all();
-        next
+        left
     }
 
     fn another_directory(&self) -> TempDir {

@@ -36,6 +36,61 @@ on_each_store! {
 }
 
 on_each_store! {
+    async fn a_disk_without_room_for_another_journal_is_no_obstacle(fs: TestFs) {
+        fs.mkdir("d").await.unwrap();
+        fs.write("d/old", pattern(300_000)).await.unwrap();
+        for name in ["gone", "replaced"] {
+            fs.write(name, b"x").await.unwrap();
+        }
+        fs.open("d/old").await.unwrap().write_at(100_000, b"changed").unwrap();
+        fs.create("new").await.unwrap().write_at(0, b"new").unwrap();
+        let mut expected = pattern(300_000);
+        expected[100_000..100_007].copy_from_slice(b"changed");
+
+        let fs = fs.after_crash_without_room().await;
+        fs.unlink("gone").await.unwrap();
+        fs.rename("new", "replaced").await.unwrap();
+        fs.open("d/old").await.unwrap().write_at(0, b"again").unwrap();
+        expected[..5].copy_from_slice(b"again");
+        // What is new gets no number that something else had.
+        fs.create("newer").await.unwrap().write_at(0, b"newer").unwrap();
+
+        let fs = fs.after_crash_without_room().await.after_crash().await;
+        assert_eq!(fs.ls("").await, ["d/", "newer", "replaced"]);
+        assert!(fs.read("d/old").await.unwrap() == expected);
+        assert_eq!(fs.read("replaced").await.unwrap(), b"new");
+        fs.drained().await;
+        assert_eq!(fs.keys().await, ["d/", "d/old", "newer", "replaced"]);
+        assert!(fs.object("d/old").await.unwrap() == expected);
+    }
+}
+
+/// The first start after it finds out what is lost; the second must not take what was written since for lost.
+#[tokio::test]
+async fn what_a_crash_of_the_host_took_is_known_to_every_later_process() {
+    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let write = WriteOptions {
+        durability: Durability::Local,
+        ..WriteOptions::default()
+    };
+    let fs = TestFs::with(bucket, write).await;
+    let file = fs.create("a").await.unwrap();
+    file.write_at(0, pattern(1000)).unwrap();
+    file.fsync().await.unwrap();
+    fs.note_synced(file.ino);
+    file.write_at(0, b"nobody syncs this").unwrap();
+    fs.create("b").await.unwrap().fsync().await.unwrap();
+    let fs = fs.after_host_crash_without_room(Unsynced::Lost).await;
+    assert!(fs.read("a").await.unwrap() == pattern(1000));
+    let file = fs.open("a").await.unwrap();
+    file.write_at(500, b"since").unwrap();
+    let fs = fs.after_crash_without_room().await;
+    let mut expected = pattern(1000);
+    expected[500..505].copy_from_slice(b"since");
+    assert!(fs.read("a").await.unwrap() == expected);
+}
+
+on_each_store! {
     async fn what_was_cut_off_does_not_come_back_with_a_crash(fs: TestFs) {
         fs.write("a", pattern(1000)).await.unwrap();
         let file = fs.open("a").await.unwrap();

@@ -17,6 +17,15 @@ const GIVEN_UP: u32 = 90;
 /// What files are made of.
 static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| pattern(PART + 7));
 
+/// What a daemon finds that starts after another was killed.
+#[derive(Debug, Clone, Copy)]
+enum Crash {
+    WithRoom,
+    WithoutRoom,
+}
+
+const CRASHES: [Option<Crash>; 3] = [None, Some(Crash::WithRoom), Some(Crash::WithoutRoom)];
+
 /// A volume, what its files are, and what can be done to its store.
 struct Volume {
     fs: TestFs,
@@ -107,12 +116,13 @@ impl Volume {
         self.files.insert("new", b"another".to_vec());
     }
 
-    /// The daemon is killed, and started again.
-    async fn crash(self) -> Self {
-        Self {
-            fs: self.fs.after_crash().await,
-            ..self
-        }
+    /// The daemon is killed, and started again: with room on its disk for another journal, or without.
+    async fn crash(self, crash: Crash) -> Self {
+        let fs = match crash {
+            Crash::WithRoom => self.fs.after_crash().await,
+            Crash::WithoutRoom => self.fs.after_crash_without_room().await,
+        };
+        Self { fs, ..self }
     }
 
     /// The store is well again: after a while all is in the bucket, once, and nothing is left to do.
@@ -213,8 +223,8 @@ async fn answers_that_are_lost_while_the_store_is_there_are_found_out() {
 
 /// A store that does the `n`-th write, loses the answer and is away until we give up, once or twice in a row,
 /// with or without a crash in between.
-async fn lose_an_answer(n: u32, again: Option<u32>, crash: bool) -> bool {
-    said(format_args!("write {n}, then {again:?}, crash: {crash}"));
+async fn lose_an_answer(n: u32, again: Option<u32>, crash: Option<Crash>) -> bool {
+    said(format_args!("write {n}, then {again:?}, {crash:?}"));
     let mut volume = Volume::new().await;
     volume.change().await;
     volume.faults.lose_an_answer_and_go(n);
@@ -223,14 +233,14 @@ async fn lose_an_answer(n: u32, again: Option<u32>, crash: bool) -> bool {
     if let Some(again) = again {
         volume.faults.end();
         volume.faults.lose_an_answer_and_go(again);
-        if crash {
-            volume = volume.crash().await;
+        if let Some(crash) = crash {
+            volume = volume.crash(crash).await;
         }
         volume.fs.pass(GIVEN_UP).await;
     }
-    if crash {
+    if let Some(crash) = crash {
         volume.faults.end();
-        volume = volume.crash().await;
+        volume = volume.crash(crash).await;
     }
     volume.ends_well().await;
     was_hit
@@ -238,7 +248,7 @@ async fn lose_an_answer(n: u32, again: Option<u32>, crash: bool) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_and_an_outage_make_no_conflict_with_ourselves() {
-    for crash in [false, true] {
+    for crash in CRASHES {
         for n in 0..40 {
             if !lose_an_answer(n, None, crash).await {
                 break;
@@ -249,7 +259,7 @@ async fn a_lost_answer_and_an_outage_make_no_conflict_with_ourselves() {
 
 #[tokio::test(start_paused = true)]
 async fn answers_lost_twice_in_a_row_make_no_conflict_with_ourselves() {
-    for crash in [false, true] {
+    for crash in [None, Some(Crash::WithoutRoom)] {
         for n in 0..40 {
             for again in 0..2 {
                 if !lose_an_answer(n, Some(again), crash).await {
@@ -289,7 +299,7 @@ fn said(what: std::fmt::Arguments<'_>) {
 /// The process that has sent it is gone, and the next one has not sent anything yet.
 #[tokio::test(start_paused = true)]
 async fn a_file_whose_upload_was_done_without_an_answer_can_be_read_after_a_crash() {
-    for crashes in 1..=2 {
+    for crashes in [&[Crash::WithRoom][..], &[Crash::WithoutRoom; 2]] {
         let mut volume = Volume::new().await;
         volume.change().await;
         let file = volume.fs.open("changed").await.unwrap();
@@ -298,8 +308,8 @@ async fn a_file_whose_upload_was_done_without_an_answer_can_be_read_after_a_cras
         volume.fs.pass(GIVEN_UP).await;
         volume.faults.end();
         volume.faults.deny_writes(u32::MAX);
-        for _ in 0..crashes {
-            volume = volume.crash().await;
+        for crash in crashes {
+            volume = volume.crash(*crash).await;
         }
         assert!(volume.fs.read("changed").await.unwrap() == volume.files["changed"]);
         volume.ends_well().await;
