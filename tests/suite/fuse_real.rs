@@ -77,7 +77,7 @@ fn what_std_fs_writes_is_an_object_soon_after_the_file_is_closed(account: &Accou
     fs::write(mounted.path("a/b/file"), b"new").expect("O_TRUNC replaces");
     account.becomes("inside/a/b/file", Some(b"new"));
     fs::remove_file(mounted.path("a/b/file")).expect("it is removed");
-    assert_eq!(account.get("inside/a/b/file"), None);
+    account.becomes("inside/a/b/file", None);
     fs::remove_dir(mounted.path("a/b")).expect("an empty directory goes");
     assert_eq!(
         fs::read_dir(mounted.path("a"))
