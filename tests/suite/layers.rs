@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 /// What a module may name of the crate. One that is not here is below all and names nothing.
-const LAYERS: [(&str, &[&str]); 5] = [
+const LAYERS: [(&str, &[&str]); 6] = [
     (
         "cli",
         &[
             "cli",
             "plugin",
             "fs",
+            "keeper",
             "store",
             "config",
             "clock",
@@ -20,6 +21,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("fs", &["fs", "store", "config", "clock"]),
     ("store", &["store", "config", "clock"]),
     ("config", &["config", "clock"]),
+    ("keeper", &["keeper"]),
 ];
 
 fn sources(below: &str) -> Vec<(PathBuf, String)> {

@@ -1,0 +1,38 @@
+//! How long to wait before a worker that crashed is replaced. Pure.
+
+use std::time::Duration;
+
+/// A first crash is hardly noticed.
+const SHORTEST: Duration = Duration::from_millis(100);
+/// A crash loop costs next to nothing, and whoever mends its cause need not wait.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// The wait before the next worker when `crashes` came before this one without a healthy time between them.
+pub(super) fn delay(crashes: u32) -> Duration {
+    // 2^7 * 100 ms is above the longest.
+    (SHORTEST * (1 << crashes.min(7))).min(LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_loop_backs_off_from_a_tenth_of_a_second_to_ten_seconds() {
+        let table = [
+            (0, 100),
+            (1, 200),
+            (2, 400),
+            (3, 800),
+            (4, 1600),
+            (5, 3200),
+            (6, 6400),
+            (7, 10_000),
+            (8, 10_000),
+            (u32::MAX, 10_000),
+        ];
+        for (crashes, millis) in table {
+            assert_eq!(delay(crashes), Duration::from_millis(millis), "{crashes}");
+        }
+    }
+}
