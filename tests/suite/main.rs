@@ -24,6 +24,9 @@ mod mounter;
 #[cfg(feature = "fuse-tests")]
 mod session;
 
+// A keeper and its workers as processes: what survives a worker that is killed, and who is started when.
+mod keeper;
+
 // What the README tells people to type.
 mod front_door;
 

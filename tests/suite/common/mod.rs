@@ -1,5 +1,6 @@
 //! What the tests stand on: servers, daemons and places of their own, each gone when its value is dropped.
 
+pub(crate) mod counting;
 #[cfg(feature = "docker-tests")]
 pub(crate) mod daemon;
 #[cfg(feature = "docker-tests")]
