@@ -3,7 +3,6 @@
 //! The operations are in `ops`, by family. This file holds what they share: the parts, how fresh truth is
 //! told from stale, and what an answer to the kernel looks like.
 
-use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -23,7 +22,7 @@ use super::inode::{Inode, Remote, UploadFailure};
 use super::journal::Journal;
 use super::lock::{Ordered, TREE};
 use super::name::{Name, NameError};
-use super::request::RequestId;
+use super::request::{RecentRequests, RequestId};
 use super::staging::Staging;
 use super::tree::{Observed, ROOT, Tree};
 use super::upload::multipart::Abandoned;
@@ -115,7 +114,7 @@ pub struct FileSystem {
     pub(crate) abandoned: Abandoned,
     pub(crate) last_error: Mutex<Option<String>>,
     /// What earlier processes had done by then, as the journal says.
-    earlier_requests: Mutex<VecDeque<RequestId>>,
+    earlier_requests: Mutex<RecentRequests>,
 }
 
 /// A name's answer to the kernel.
@@ -376,7 +375,7 @@ impl FileSystem {
     /// Whether an earlier process has done what this request asks: the kernel sends it again because the answer never
     /// came.
     pub fn was_done(&self, request: RequestId) -> bool {
-        self.earlier_requests.lock().contains(&request)
+        self.earlier_requests.lock().contains(request)
     }
 
     /// The key that an inode's name spells now.

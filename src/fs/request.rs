@@ -1,5 +1,6 @@
 //! Which request of the kernel something is done for.
 
+use std::collections::VecDeque;
 use std::future::Future;
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,33 @@ impl RequestId {
     /// Likewise, for what is done at once.
     pub fn sync_scope<T>(self, work: impl FnOnce() -> T) -> T {
         CURRENT.sync_scope(self, work)
+    }
+}
+
+/// How many requests are remembered as done: far more than a kernel has in hand of a connection, and it is those that
+/// may come again.
+const RECENT_MAX: usize = 4096;
+
+/// The requests that were done last.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RecentRequests(VecDeque<RequestId>);
+
+impl RecentRequests {
+    /// One more is done.
+    pub(crate) fn push(&mut self, request: RequestId) {
+        if self.0.len() == RECENT_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(request);
+    }
+
+    pub(crate) fn contains(&self, request: RequestId) -> bool {
+        self.0.contains(&request)
+    }
+
+    /// In the order in which they were done.
+    pub(crate) fn to_vec(&self) -> Vec<RequestId> {
+        self.0.iter().copied().collect()
     }
 }
 

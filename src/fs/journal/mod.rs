@@ -20,7 +20,7 @@ use self::log::{LogError, LogFile};
 use self::record::{Multipart, Record};
 use self::replay::Replay;
 use crate::fs::lock::{JOURNAL, Ordered};
-use crate::fs::request::RequestId;
+use crate::fs::request::{RecentRequests, RequestId};
 use crate::store::{Key, UploadId};
 
 mod history;
@@ -35,6 +35,9 @@ const LOCK: &str = "lock";
 
 /// A log is written anew when it is this long and several times as long as it was when it was new.
 const REWRITE_BYTES: u64 = 8 << 20;
+
+/// Requests that one record names: it stays far below the longest that the journal takes.
+const REQUESTS_PER_RECORD: usize = 1024;
 
 /// How many times as long.
 const REWRITE_GROWTH: u64 = 4;
@@ -61,6 +64,8 @@ struct Inner {
     placed: HashMap<u64, (u64, Arc<str>)>,
     /// Multipart uploads that were begun and have not ended.
     multiparts: BTreeMap<UploadId, Key>,
+    /// The requests that were done last, by this process and those before.
+    requests: RecentRequests,
     /// Records appended, and how many of them are on the disk.
     appended: u64,
     synced: u64,
@@ -108,7 +113,7 @@ impl Journal {
             for (request, record) in journaled.records {
                 left.replay.apply(record);
                 if let Some(request) = request {
-                    left.replay.done(request);
+                    left.replay.requests.push(request);
                 }
             }
             log
@@ -123,6 +128,7 @@ impl Journal {
         // What earlier processes said may be anything: the next rewrite is due as if it were nothing.
         inner.first_len = 0;
         inner.multiparts.clone_from(&left.replay.multiparts);
+        inner.requests.clone_from(&left.replay.requests);
         let places = left.replay.places.iter();
         let places = places.map(|(ino, place)| (*ino, (place.parent, Arc::from(&*place.name))));
         inner.placed = places.collect();
@@ -173,7 +179,13 @@ impl Journal {
     /// Writes down the last of what the kernel's current request asks: if the request comes again to the next process,
     /// it was done.
     pub(crate) fn complete(&self, record: &Record) -> io::Result<()> {
-        self.inner.lock().append((RequestId::current(), record))
+        let request = RequestId::current();
+        let mut inner = self.inner.lock();
+        inner.append((request, record))?;
+        if let Some(request) = request {
+            inner.requests.push(request);
+        }
+        Ok(())
     }
 
     /// Writes down that a multipart upload was begun. It is of use until [`Journal::end_multipart`], whatever becomes
@@ -306,6 +318,10 @@ impl Journal {
                 let begun = Record::MultipartBegun(Multipart { key, upload });
                 new.append((None, &begun)).map_err(&io)?;
             }
+            for requests in inner.requests.to_vec().chunks(REQUESTS_PER_RECORD) {
+                let done = Record::Done(requests.to_vec());
+                new.append((None, &done)).map_err(&io)?;
+            }
             inner.placed.clear();
             inner.successor = Some(new);
         }
@@ -337,6 +353,7 @@ impl Inner {
             successor: None,
             placed: HashMap::new(),
             multiparts: BTreeMap::new(),
+            requests: RecentRequests::default(),
             appended: 0,
             synced: 0,
         }

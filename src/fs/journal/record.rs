@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::fs::attr::Attr;
 use crate::fs::extents::Extent;
 use crate::fs::inode::{Attempt, Unsent};
+use crate::fs::request::RequestId;
 use crate::fs::tree::Origin;
 use crate::store::{Key, Metadata, ObjectVersion, UploadId};
 
@@ -114,6 +115,8 @@ pub(crate) enum Record {
     },
     /// All are: the directory's objects are where its migration was to bring them.
     Migrated { directory: u64 },
+    /// The kernel's requests that were done last, by records that are no more.
+    Done(Vec<RequestId>),
     /// A multipart upload was begun. No part of it has left before this is on the disk.
     MultipartBegun(Multipart),
     /// It is complete or was aborted: nothing of it is left but the object.

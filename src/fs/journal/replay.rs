@@ -1,12 +1,12 @@
 //! What a journal says, put together. No I/O.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use super::history::{History, Mark, Moment};
 use super::record::{ChangedDirectory, ChangedInode, Multipart, Record, SentObject};
 use crate::fs::extents::Chunk;
 use crate::fs::inode::{Attempt, Unsent};
-use crate::fs::request::RequestId;
+use crate::fs::request::RecentRequests;
 use crate::fs::staging::{ContentMap, FrozenMap};
 use crate::fs::tree::Origin;
 use crate::store::{Key, ObjectVersion, UploadId};
@@ -22,16 +22,13 @@ pub(crate) struct Replay {
     pub(crate) doomed: HashMap<Key, SentObject>,
     /// Uploads of what has no name, of which it is not known whether they have made an object.
     pub(crate) in_doubt: HashMap<Key, Attempt>,
-    /// The last requests whose changes are all in the journal, at most [`REQUESTS_MAX`].
-    pub(crate) requests: VecDeque<RequestId>,
+    /// The last requests whose changes are all in the journal.
+    pub(crate) requests: RecentRequests,
     /// Multipart uploads of which the journal knows no end.
     pub(crate) multiparts: BTreeMap<UploadId, Key>,
     /// Copies of directories' objects of which the journal knows no end so far.
     migrations: HashMap<u64, Migration>,
 }
-
-/// Far more than a kernel has in hand of a connection: it is those that may come again.
-const REQUESTS_MAX: usize = 1 << 16;
 
 /// What will hold when all objects of a directory have been copied.
 #[derive(Debug, Default)]
@@ -68,14 +65,6 @@ pub(crate) struct ReplayedInode {
 }
 
 impl Replay {
-    /// All that this request asks is in the journal.
-    pub(crate) fn done(&mut self, request: RequestId) {
-        self.requests.push_back(request);
-        if self.requests.len() > REQUESTS_MAX {
-            self.requests.pop_front();
-        }
-    }
-
     /// Takes the next record. One about an inode that is settled says nothing any more.
     pub(crate) fn apply(&mut self, record: Record) {
         match record {
@@ -157,6 +146,11 @@ impl Replay {
                 self.inodes.remove(&ino);
                 self.doom(doomed);
                 self.doubt(in_doubt);
+            }
+            Record::Done(requests) => {
+                for request in requests {
+                    self.requests.push(request);
+                }
             }
             Record::InDoubt(attempt) => self.doubt([attempt]),
             Record::MultipartBegun(Multipart { key, upload }) => {

@@ -310,4 +310,7 @@ async fn a_request_is_done_and_known_to_be_or_was_never_heard_of() {
         known = (1..=9).filter(|unique| done(*unique)).count();
     }
     assert_eq!(known, 8);
+    // Whoever dies before it has answered the kernel leaves it to the next one.
+    let fs = fs.after_crash().await.after_crash().await;
+    assert!((1..=8).all(|unique| fs.was_done(id(unique))));
 }
