@@ -26,7 +26,7 @@ use crate::fs::{BlockCache, Change, FileSystem, FsError, Pending, StagingBudget}
 use crate::plugin::bucket::{
     Mount, MountError, MountStatus, Mounter, PendingChange, Salvage, VolumeName, VolumeSpec,
 };
-use crate::store::Key;
+use crate::store::{ConditionalWrites, Key};
 
 /// From mount(2) to the root's first answer. The root is known by then, so only a host in trouble needs
 /// seconds.
@@ -316,11 +316,24 @@ impl Mount for FuseMount {
             cache_lookups: status.cache_lookups,
             journal_bytes: status.journal_bytes,
             journal_synced_bytes: status.journal_synced_bytes,
+            conditional_writes: status
+                .conditional_writes
+                .map(|writes| in_words(writes).to_owned()),
             requests: status.requests,
             last_error: status.last_error,
             pending_changes: status.pending_changes,
             pending: status.pending.into_iter().map(pending_change).collect(),
         }
+    }
+}
+
+fn in_words(writes: ConditionalWrites) -> &'static str {
+    match writes {
+        ConditionalWrites::Checked => "checked by the store",
+        ConditionalWrites::OnlyAbsence => {
+            "checked by the store for new names; otherwise looked at first, and another host may write in between"
+        }
+        ConditionalWrites::LookedAt => "looked at first: another host may write in between",
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::filesystem::FileSystem;
 use super::inode::{Inode, InodeState, Unsent};
 use super::tree::Tree;
-use crate::store::FileKind;
+use crate::store::{ConditionalWrites, FileKind};
 
 /// Figures of one volume.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Status {
     pub journal_bytes: u64,
     /// How many of them a crash of the host leaves.
     pub journal_synced_bytes: u64,
+    /// What the store makes of conditional writes; `None`: nothing was written yet.
+    pub conditional_writes: Option<ConditionalWrites>,
     /// Requests to the store, by verb.
     pub requests: BTreeMap<String, u64>,
     /// The last failure that a program was told of.
@@ -72,6 +74,7 @@ impl FileSystem {
         let requests = self.bucket.requests().0.into_iter();
         let mut status = Status {
             cache_bytes: self.settings.cache.used_bytes(),
+            conditional_writes: self.bucket.conditional_writes(),
             requests: requests
                 .map(|(verb, count)| (verb.to_owned(), count))
                 .collect(),

@@ -21,8 +21,8 @@ use super::local::LocalStore;
 use super::retry::RetryPolicy;
 use super::s3::{Dialling, S3Store};
 use super::{
-    ByteStream, CopyOptions, Key, ListEntry, ListPage, ListRequest, MemoryStore, Metadata,
-    MetadataDirective, Object, ObjectVersion, Precondition, Store, StoreError,
+    ByteStream, ConditionalWrites, CopyOptions, Key, ListEntry, ListPage, ListRequest, MemoryStore,
+    Metadata, MetadataDirective, Object, ObjectVersion, Precondition, Store, StoreError,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::config::credentials::CredentialProvider;
@@ -148,6 +148,11 @@ impl Bucket {
         })
         .await?;
         Ok(())
+    }
+
+    /// Whether a write can be made to hold only if nobody else has written; `None`: nobody has tried yet.
+    pub fn conditional_writes(&self) -> Option<ConditionalWrites> {
+        self.inner.store.conditional_writes()
     }
 
     /// Size, version and metadata of an object, if there is one.

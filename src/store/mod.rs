@@ -32,11 +32,28 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+/// What a store makes of a write that is to hold only if nobody else has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConditionalWrites {
+    /// It checks.
+    Checked,
+    /// It checks that there is nothing, not which version there is: that is looked at first, and another host may
+    /// write in between.
+    OnlyAbsence,
+    /// It does not check: it is looked at first, likewise.
+    LookedAt,
+}
+
 /// A store's protocol: one method, one attempt.
 ///
 /// Keys are whole keys of the bucket; [`Bucket`] has put the volume's prefix in front.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
+    /// Whether a write can be made to hold only if nobody else has written; `None`: nobody has tried yet.
+    fn conditional_writes(&self) -> Option<ConditionalWrites> {
+        Some(ConditionalWrites::Checked)
+    }
+
     /// Size, version and metadata of an object.
     async fn head(&self, key: &Key) -> Result<Object, StoreError>;
 

@@ -37,8 +37,9 @@ use self::request::{Call, Failed, Requester};
 use self::xml::Element;
 use super::counts::{Counters, Verb};
 use super::{
-    ByteStream, CopyOptions, Key, ListPage, ListRequest, Metadata, MetadataDirective, Object,
-    ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
+    ByteStream, ConditionalWrites, CopyOptions, Key, ListPage, ListRequest, Metadata,
+    MetadataDirective, Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
+    UploadPage,
 };
 use crate::clock::Clock;
 use crate::config::Location;
@@ -234,6 +235,10 @@ fn tag_in(headers: &HeaderMap) -> Option<String> {
 
 #[async_trait]
 impl Store for S3Store {
+    fn conditional_writes(&self) -> Option<ConditionalWrites> {
+        self.conditions.known()
+    }
+
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         let none = &Precondition::None;
         let response = match self.send(Call::new(Method::HEAD, Some(key))).await {

@@ -452,6 +452,10 @@ fn what_waits_is_listed_exported_given_up_and_retried(account: &Account) {
     succeed(&mut pending(&["retry"]));
     assert_eq!(account.get("file").as_deref(), Some(&b"first"[..]));
     assert_eq!(succeed(&mut pending(&["ls", "--json"])), "[]");
+    let status = succeed(mounted.bucketvol(60).args(["status", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let writes = &status[0]["mounts"][0]["conditional_writes"];
+    assert!(writes.is_string(), "{status}");
 
     fs::write(mounted.path("file"), b"and second").expect("write");
     let listed: serde_json::Value =

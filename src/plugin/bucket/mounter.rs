@@ -108,6 +108,10 @@ pub struct MountStatus {
     /// How many of them a crash of the host leaves.
     #[serde(default)]
     pub journal_synced_bytes: u64,
+    /// What the store makes of a write that is to hold only if nobody else has written, in words; `None`: nothing was
+    /// written yet.
+    #[serde(default)]
+    pub conditional_writes: Option<String>,
     /// Requests sent to the store, by verb.
     pub requests: std::collections::BTreeMap<String, u64>,
     /// The last error a program was given, if any.

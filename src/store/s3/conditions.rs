@@ -14,7 +14,7 @@ use super::failure::WRITE;
 use super::request::{Call, Failed};
 use super::{S3Store, tag_header};
 use crate::store::counts::Verb;
-use crate::store::{Key, Precondition, StoreError};
+use crate::store::{ConditionalWrites, Key, Precondition, StoreError};
 
 /// An ETag that no object has.
 const NOBODY: HeaderValue = HeaderValue::from_static("\"00000000000000000000000000000000\"");
@@ -49,6 +49,20 @@ impl Conditions {
             put: OnceCell::new(),
             scratch,
         }
+    }
+}
+
+impl Conditions {
+    /// What is known so far.
+    pub(super) fn known(&self) -> Option<ConditionalWrites> {
+        if self.sure {
+            return Some(ConditionalWrites::Checked);
+        }
+        self.put.get().map(|checks| match checks {
+            Checks { version: true, .. } => ConditionalWrites::Checked,
+            Checks { absent: true, .. } => ConditionalWrites::OnlyAbsence,
+            _ => ConditionalWrites::LookedAt,
+        })
     }
 }
 

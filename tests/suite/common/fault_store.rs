@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bucketvol::store::{
-    ByteStream, CopyOptions, Key, ListPage, ListRequest, Metadata, Object, ObjectVersion, PartTag,
-    Precondition, Store, StoreError, UploadId, UploadPage,
+    ByteStream, ConditionalWrites, CopyOptions, Key, ListPage, ListRequest, Metadata, Object,
+    ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -272,6 +272,10 @@ impl FaultStore {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Store for FaultStore {
+    fn conditional_writes(&self) -> Option<ConditionalWrites> {
+        self.inner.conditional_writes()
+    }
+
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         self.before_any().await?;
         self.inner.head(key).await

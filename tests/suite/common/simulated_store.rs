@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use bucketvol::clock::Clock;
 use bucketvol::config::{Location, Scheme};
 use bucketvol::store::{
-    Bucket, ByteStream, CopyOptions, Key, ListPage, ListRequest, Metadata, Object, ObjectVersion,
-    PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
+    Bucket, ByteStream, ConditionalWrites, CopyOptions, Key, ListPage, ListRequest, Metadata,
+    Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -186,6 +186,10 @@ fn spelled(key: &Key) -> &str {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Store for SimulatedStore {
+    fn conditional_writes(&self) -> Option<ConditionalWrites> {
+        self.inner.conditional_writes()
+    }
+
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         let what = format!("HEAD {}", spelled(key));
         self.request(what, self.inner.head(key)).await

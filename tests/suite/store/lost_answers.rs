@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bucketvol::store::{
-    Bucket, Key, ListRequest, Metadata, ObjectVersion, PartTag, Precondition, StoreError,
+    Bucket, ConditionalWrites, Key, ListRequest, Metadata, ObjectVersion, PartTag, Precondition,
+    StoreError,
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt as _;
@@ -303,7 +304,10 @@ async fn a_store_that_does_not_check_conditions_is_looked_at_first() {
     for refuses in [true, false] {
         let fake = unchecking(refuses).await;
         let bucket = at(&fake);
+        assert_eq!(bucket.conditional_writes(), None);
         put(&bucket, Precondition::Absent).await.unwrap();
+        let known = bucket.conditional_writes();
+        assert_eq!(known, Some(ConditionalWrites::LookedAt));
         let error = put(&bucket, Precondition::Absent).await.unwrap_err();
         assert!(matches!(error, StoreError::AlreadyExists { .. }), "{error}");
         let stale = Precondition::Version(ObjectVersion("\"v0\"".into()));
