@@ -389,7 +389,7 @@ impl FileSystem {
 
     /// Removes the staging files of inodes that are gone, once the journal on the disk says so too.
     pub(crate) async fn remove_retired(&self) {
-        let retired = self.staging.take_retired();
+        let retired = self.staging.retired();
         if retired.is_empty() {
             return;
         }
@@ -397,9 +397,7 @@ impl FileSystem {
             tracing::warn!(bucket = %self.bucket.location(), %error, "staging files stay until the next start");
             return;
         }
-        for ino in retired {
-            self.staging.remove(ino);
-        }
+        self.staging.remove_retired(&retired);
     }
 
     /// Takes up what an earlier process left behind, then begins a journal with nothing else in it, if there is room

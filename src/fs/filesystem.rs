@@ -274,9 +274,7 @@ impl FileSystem {
             );
             return;
         }
-        for ino in self.staging.take_retired() {
-            self.staging.remove(ino);
-        }
+        self.staging.remove_retired(&self.staging.retired());
         if let Err(error) = self.journal.remove() {
             tracing::warn!(bucket = %self.bucket.location(), %error, "an empty journal stays");
         }

@@ -49,6 +49,8 @@ impl Staging {
     /// A new staging file for content whose first `base_len` bytes are those of an object.
     pub(crate) fn create(&self, ino: u64, base_len: u64) -> io::Result<StagedContent> {
         let path = self.path(ino);
+        // Whoever removes what was retired must not find this one.
+        self.retired.lock().retain(|retired| *retired != ino);
         // A new file, not the old one emptied: somebody may still read that.
         self.remove(ino);
         let file = OpenOptions::new()
@@ -107,9 +109,21 @@ impl Staging {
         self.retired.lock().push(ino);
     }
 
-    /// Those that were retired so far; they are forgotten here.
-    pub(crate) fn take_retired(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.retired.lock())
+    /// Those that were retired so far.
+    pub(crate) fn retired(&self) -> Vec<u64> {
+        self.retired.lock().clone()
+    }
+
+    /// The journal has been synced since these were retired. One that has a new staging file by now keeps it.
+    pub(crate) fn remove_retired(&self, inos: &[u64]) {
+        let mut retired = self.retired.lock();
+        retired.retain(|ino| {
+            let is_synced = inos.contains(ino);
+            if is_synced {
+                self.remove(*ino);
+            }
+            !is_synced
+        });
     }
 
     /// Whether the inode is retired.

@@ -1,9 +1,11 @@
 //! Every process of the daemon is killed: what was written is there when the next one starts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::config::options::{Durability, WriteOptions};
 use bucketvol::fs::{FsError, RenameMode, RequestId, SetAttr};
+use bucketvol::store::Bucket;
 
 use super::faults::faulty_bucket;
 use crate::common::test_fs::{JOURNAL_HEADER, TestFs, Unsynced, pattern};
@@ -68,7 +70,7 @@ on_each_store! {
 /// The first start after it finds out what is lost; the second must not take what was written since for lost.
 #[tokio::test]
 async fn what_a_crash_of_the_host_took_is_known_to_every_later_process() {
-    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let bucket = Arc::new(Bucket::memory());
     let write = WriteOptions {
         durability: Durability::Local,
         ..WriteOptions::default()
@@ -144,9 +146,9 @@ async fn a_journal_that_cannot_be_read_makes_the_volume_read_only_and_says_so() 
 /// The end of the upload is not on the disk when the host goes down, nor is what was staged: the object has it.
 #[tokio::test]
 async fn what_an_upload_has_sent_is_not_overwritten_by_zeros_when_the_host_goes_down_after_it() {
-    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let bucket = Arc::new(Bucket::memory());
     for changed_again in [false, true] {
-        let fs = TestFs::with(std::sync::Arc::clone(&bucket), WriteOptions::default()).await;
+        let fs = TestFs::with(Arc::clone(&bucket), WriteOptions::default()).await;
         let file = fs.create("a").await.unwrap();
         file.write_at(0, pattern(1000)).unwrap();
         file.fsync().await.unwrap();
@@ -175,7 +177,7 @@ async fn with_durability_local_a_file_renamed_over_another_is_one_of_both_when_t
         durability: Durability::Local,
         ..WriteOptions::default()
     };
-    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let bucket = Arc::new(Bucket::memory());
     let fs = TestFs::with(bucket, write).await;
     for (name, len) in [("a", 1000), ("a.new", 2000)] {
         let file = fs.create(name).await.unwrap();
@@ -204,7 +206,7 @@ async fn with_durability_local_a_file_renamed_over_another_is_one_of_both_when_t
 /// Closed files reach the bucket with nobody's help.
 #[tokio::test]
 async fn a_closed_file_sets_out_after_the_delay_and_an_open_one_when_it_is_old() {
-    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let bucket = Arc::new(Bucket::memory());
     let fs = TestFs::with(bucket, WriteOptions::default()).await;
     fs.write("closed", b"1").await.unwrap();
     let open = fs.create("open").await.unwrap();
@@ -223,7 +225,7 @@ async fn with_durability_local_an_fsync_waits_for_no_store() {
         durability: Durability::Local,
         ..WriteOptions::default()
     };
-    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let bucket = Arc::new(Bucket::memory());
     let fs = TestFs::with(bucket, write).await;
     let file = fs.create("a").await.unwrap();
     file.write_at(0, b"1").unwrap();
@@ -235,7 +237,7 @@ async fn with_durability_local_an_fsync_waits_for_no_store() {
 
 #[tokio::test]
 async fn a_journal_that_has_grown_long_over_what_is_settled_is_written_anew() {
-    let bucket = std::sync::Arc::new(bucketvol::store::Bucket::memory());
+    let bucket = Arc::new(Bucket::memory());
     let fs = TestFs::with(bucket, WriteOptions::default()).await;
     let kept = fs.create("kept").await.unwrap();
     kept.write_at(0, b"kept").unwrap();
@@ -313,4 +315,27 @@ async fn a_request_is_done_and_known_to_be_or_was_never_heard_of() {
     // Whoever dies before it has answered the kernel leaves it to the next one.
     let fs = fs.after_crash().await.after_crash().await;
     assert!((1..=8).all(|unique| fs.was_done(id(unique))));
+}
+
+/// The staging file of an earlier process goes when the journal on the disk says so: not the one that was made since.
+#[tokio::test]
+async fn what_is_written_right_after_the_last_of_an_earlier_process_was_sent_survives_a_crash() {
+    let fs = TestFs::with(Arc::new(Bucket::memory()), WriteOptions::default()).await;
+    for i in 0..20 {
+        fs.write(&i.to_string(), pattern(1000)).await.unwrap();
+    }
+    let fs = fs.after_crash().await;
+    let mut files = Vec::new();
+    for i in 0..20 {
+        let file = fs.open(&i.to_string()).await.unwrap();
+        file.fsync().await.unwrap();
+        file.write_at(1000, b"more").unwrap();
+        files.push(file);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let fs = fs.after_crash().await;
+    for i in 0..20 {
+        let read = fs.read(&i.to_string()).await.unwrap();
+        assert_eq!(read[1000..], *b"more", "{i}");
+    }
 }
