@@ -371,6 +371,11 @@ impl FileSystem {
         if state.staged.as_ref().is_some_and(StagedContent::is_kept) {
             self.staging.retire(ino);
         }
+        // What is as its object is has nothing staged: the next change begins a file of its own. Who has an inode open
+        // that lost its name goes on with the one there is.
+        if state.linked != Linked::No && !state.unsent.any() {
+            state.staged = None;
+        }
         self.forget_changed(ino, state);
     }
 
