@@ -268,9 +268,8 @@ impl FileSystem {
             .try_for_each(|record| self.journal.append(record))
     }
 
-    /// Appends what is true of the bucket already. Should it not get into the journal, the next process finds it
-    /// out again.
-    /// Returns whether it did.
+    /// Appends what is true of the bucket already, and returns whether that could be written down. If not, the next
+    /// process finds it out again.
     pub(crate) fn append_or_warn(&self, record: &Record) -> bool {
         let appended = self.journal.append(record);
         if let Err(error) = &appended {
@@ -594,16 +593,16 @@ impl FileSystem {
         self.journal.rewrite(move || fs.write_all_changes()).await
     }
 
-    /// Appends all that the journal has to know.
+    /// Tells the journal that is to be written anew all that it has to know.
     fn write_all_changes(&self) -> io::Result<()> {
         {
             let tree = self.tree.lock();
             for inode in tree.orphans() {
                 let state = inode.state.lock();
                 if let Some(remote) = &state.remote {
-                    self.journal.append(&Record::Doomed(sent(remote)))?;
+                    self.journal.restate(&Record::Doomed(sent(remote)));
                 } else if let Some(attempt) = state.attempt.clone() {
-                    self.journal.append(&Record::InDoubt(attempt))?;
+                    self.journal.restate(&Record::InDoubt(attempt));
                 }
             }
         }
@@ -622,7 +621,10 @@ impl FileSystem {
             let mut state = inode.state.lock();
             drop(tree);
             if state.journaled {
-                self.append_snapshot(inode.ino, &state, directory)?;
+                let snapshot = snapshot(inode.ino, &state, directory);
+                snapshot
+                    .iter()
+                    .for_each(|record| self.journal.restate(record));
                 let staged = state.staged.as_mut().filter(|staged| staged.is_kept());
                 kept.extend(staged.map(StagedContent::keep));
             }

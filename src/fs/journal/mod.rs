@@ -176,6 +176,12 @@ impl Journal {
         self.inner.lock().append((None, record))
     }
 
+    /// Writes down anew, for [`Journal::rewrite`], what the log has already. The log itself does not get it: a process
+    /// that ends between two records of one inode would have taken back what the log says of it.
+    pub(crate) fn restate(&self, record: &Record) {
+        self.inner.lock().append_to_successor((None, record));
+    }
+
     /// Writes down the last of what the kernel's current request asks: if the request comes again to the next process,
     /// it was done.
     pub(crate) fn complete(&self, record: &Record) -> io::Result<()> {
@@ -284,9 +290,9 @@ impl Journal {
         self.directory.join(FILES)
     }
 
-    /// Begins a new log. From now on records go to both, so that `snapshot`, which is to append all that is
-    /// still of use, can go through the inodes one by one: what is said of an inode before its snapshot, the
-    /// snapshot replaces. Then the new log takes the old one's place.
+    /// Begins a new log. From now on records go to both, so that `snapshot`, which is to [`restate`](Self::restate)
+    /// all that is still of use, can go through the inodes one by one: what is said of an inode before its snapshot,
+    /// the snapshot replaces. Then the new log takes the old one's place.
     ///
     /// If that fails, for want of room for one, the old log stays, and is as good.
     pub(crate) async fn rewrite(
@@ -361,15 +367,19 @@ impl Inner {
 
     fn append(&mut self, recorded: (Option<RequestId>, &Record)) -> io::Result<()> {
         self.log.append(recorded)?;
-        // A successor that cannot take a record never becomes the log.
+        self.append_to_successor(recorded);
+        self.appended += 1;
+        Ok(())
+    }
+
+    /// A successor that cannot take a record never becomes the log.
+    fn append_to_successor(&mut self, recorded: (Option<RequestId>, &Record)) {
         if let Some(successor) = &mut self.successor
             && let Err(error) = successor.append(recorded)
         {
             tracing::warn!(%error, "the journal stays as long as it is");
             self.successor = None;
         }
-        self.appended += 1;
-        Ok(())
     }
 }
 
@@ -448,6 +458,30 @@ mod tests {
         let mut inos: Vec<u64> = left.replay.inodes.into_keys().collect();
         inos.sort_unstable();
         assert_eq!(inos, [1000, 1002, 1003]);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_while_the_log_is_written_anew_leaves_it_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = opened(dir.path());
+        journal.append(&changed(2)).unwrap();
+        let path = current(dir.path());
+        let before = std::fs::read(&path).unwrap();
+        let meanwhile = Arc::default();
+        let (teller, seen, read_from) =
+            (Arc::clone(&journal), Arc::clone(&meanwhile), path.clone());
+        journal
+            .rewrite(move || {
+                teller.restate(&changed(2));
+                *std::sync::Mutex::lock(&seen).unwrap() = std::fs::read(read_from)?;
+                Ok(())
+            })
+            .await
+            .unwrap();
+        assert_eq!(*std::sync::Mutex::lock(&meanwhile).unwrap(), before);
+        drop(journal);
+        let (_, left) = Journal::open(dir.path()).unwrap();
+        assert!(left.replay.inodes.contains_key(&2));
     }
 
     #[tokio::test]
