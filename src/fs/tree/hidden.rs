@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::keys::{below, prefixes};
 use super::{Buried, Tombstone, Tree};
 use crate::fs::inode::{Inode, Linked};
-use crate::store::Key;
+use crate::store::{Key, ObjectVersion};
 
 impl Tree {
     /// What is at `key` is not to be seen until [`Tree::show`] has been called as often.
@@ -193,6 +193,15 @@ impl Tree {
     /// The inodes without a name whose objects are at `key`.
     pub(crate) fn orphans_at(&self, key: &Key) -> Vec<Arc<Inode>> {
         self.orphans.get(key).cloned().unwrap_or_default()
+    }
+
+    /// Whether this very object is one of theirs.
+    pub(crate) fn has_orphan(&self, key: &Key, version: &ObjectVersion) -> bool {
+        self.orphans_at(key).iter().any(|inode| {
+            let state = inode.state.lock();
+            let remote = state.remote.as_ref();
+            remote.is_some_and(|remote| remote.key == *key && remote.version == *version)
+        })
     }
 
     /// The inodes without a name whose objects are below a directory, or are its marker; with their keys.

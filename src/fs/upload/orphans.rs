@@ -70,10 +70,17 @@ impl FileSystem {
             (state.remote.clone(), state.attempt.clone())
         };
         let mut version = kept.as_ref().map(|remote| remote.version.clone());
+        let stays = |version: &ObjectVersion| {
+            let overwritten = Precondition::Version(version.clone());
+            upload.is_some_and(|upload| upload.precondition == overwritten)
+                || self.is_to_be_overwritten(key, version)
+        };
         if let Some(attempt) = attempt.filter(|attempt| kept.is_none() && attempt.key == *key) {
-            // The upload may have made an object after all.
+            // The upload may have made an object after all, and that may be known by now: then who has it sees to it.
             if let Some((found, Some(write))) = self.bucket.head_written(key).await?
                 && write.is_of_the_write_of(&attempt.write)
+                && !stays(&found.version)
+                && !self.tree.lock().has_orphan(key, &found.version)
             {
                 self.delete_version(key, &found.version).await?;
             }
@@ -86,15 +93,32 @@ impl FileSystem {
                 }
                 done => done?,
             }
-            let version = Precondition::Version(remote.version.clone());
-            if upload.is_none_or(|upload| upload.precondition != version)
-                && !self.is_to_be_overwritten(key, &remote.version)
-            {
+            if !stays(&remote.version) {
                 self.delete_version(key, &remote.version).await?;
             }
         }
         self.forget_doomed(key, inode, version);
         Ok(())
+    }
+
+    /// An upload has put `version` at `key`: what was to be deleted there before, it has overwritten.
+    pub(super) fn forget_overwritten(&self, key: &Key, version: &ObjectVersion) {
+        let overwritten: Vec<_> = {
+            let tree = self.tree.lock();
+            let orphans = tree.orphans_at(key).into_iter();
+            let overwritten = orphans.filter_map(|orphan| {
+                let state = orphan.state.lock();
+                let remote = state.remote.as_ref().filter(|_| state.opens == 0)?;
+                let before = remote.version.clone();
+                let is_other = remote.key == *key && !before.is_any() && before != *version;
+                drop(state);
+                is_other.then_some((orphan, before))
+            });
+            overwritten.collect()
+        };
+        for (orphan, before) in overwritten {
+            self.forget_doomed(key, &orphan, Some(before));
+        }
     }
 
     /// Keeps the object at its key, hidden, until it is deleted.

@@ -116,7 +116,7 @@ impl FileSystem {
     }
 
     /// Something of the inode's name was removed, and its object is still to be deleted: the inode's overwrites it
-    /// instead.
+    /// instead. (What it was to overwrite before, that object has replaced: its upload was under way.)
     fn take_over(&self, inode: &Inode, key: &Key) -> Result<(), FsError> {
         let (orphan, version) = {
             let tree = self.tree.lock();
@@ -133,10 +133,8 @@ impl FileSystem {
                 return Ok(());
             };
             let mut state = inode.state.lock();
-            if tree.key_of(inode.ino).as_ref() != Some(key)
-                || state.occupant(key).is_some()
-                || !state.unsent.any()
-            {
+            let is_in_place = state.remote.as_ref().is_some_and(|own| own.key == *key);
+            if tree.key_of(inode.ino).as_ref() != Some(key) || is_in_place || !state.unsent.any() {
                 return Ok(());
             }
             let base = (state.remote.clone(), Some(version.clone()));
@@ -202,6 +200,7 @@ impl FileSystem {
         (remote, body): Sent,
     ) -> Result<Option<Arc<Inode>>, FsError> {
         let object = durable::sent(&remote);
+        self.forget_overwritten(key, &object.version);
         let left = frozen.base.as_ref().filter(|base| base.key != *key);
         let left = left.map(durable::sent);
         let mut tree = self.tree.lock();
@@ -284,6 +283,7 @@ impl FileSystem {
         if !made_by.is_of_the_write_of(write) {
             return Ok(false);
         }
+        self.forget_overwritten(key, &object.version);
         let found = self.written(key.clone(), object.size, object.version);
         let left = {
             let mut tree = self.tree.lock();

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bucketvol::config::options::MinFree;
+use bucketvol::config::options::{MinFree, WriteOptions};
 use bucketvol::fs::{Change, FsError, SetAttr, StagingBudget};
 use bucketvol::store::{Bucket, Key, MemoryStore, StoreError};
 
@@ -92,6 +92,26 @@ async fn what_is_removed_while_the_store_refuses_is_gone_here_and_goes_there_lat
     assert_eq!(fs.ls("").await, [""; 0]);
     faults.deny_writes(0);
     fs.drained().await;
+    assert_eq!(fs.keys().await, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_file_that_loses_its_name_under_its_upload_keeps_its_bytes() {
+    let (bucket, faults) = faulty_bucket();
+    let fs = TestFs::with(bucket, WriteOptions::default()).await;
+    let file = fs.create("a").await.unwrap();
+    file.write_at(0, pattern(PART * 2 + 5)).unwrap();
+    faults.delay(Duration::from_secs(1));
+    let (synced, removed) = tokio::join!(file.fsync(), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        fs.unlink("a").await
+    });
+    synced.and(removed).unwrap();
+    faults.end();
+    fs.pass(60).await;
+    assert!(file.read_all().await.unwrap() == pattern(PART * 2 + 5));
+    file.close().await.unwrap();
+    fs.settled().await;
     assert_eq!(fs.keys().await, [""; 0]);
 }
 

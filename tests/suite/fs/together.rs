@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bucketvol::config::options::WriteOptions;
+use bucketvol::config::options::{Conflicts, WriteOptions};
 use bucketvol::fs::{FsError, RenameMode};
 use bucketvol::store::Bucket;
 
@@ -108,9 +108,10 @@ async fn all_files(fs: &TestFs) -> Vec<(String, Vec<u8>)> {
 }
 
 async fn leave_the_bucket_equal_to_what_they_see(bucket: Arc<Bucket>) {
-    // What nobody waits for sets out at once.
+    // What nobody waits for sets out at once. Nobody else is at the bucket: every conflict is one with ourselves.
     let write = WriteOptions {
         upload_delay: Duration::ZERO,
+        conflicts: Conflicts::Fail,
         ..WriteOptions::default()
     };
     let fs = Arc::new(TestFs::with(bucket, write).await);
