@@ -40,6 +40,7 @@ pub(super) async fn mount_at(
         staging: StagingBudget::new(options.host.staging_limit, options.host.min_free),
         cache: BlockCache::new(options.host.cache_memory),
         clock: SystemClock::shared(),
+        worker: Arc::default(),
     };
     Ok(mounter::mount_at(dir, options, host).await?)
 }
@@ -68,6 +69,7 @@ pub(super) async fn mounter(args: &ServeArgs) -> Result<Arc<FuseMounter>> {
         staging: StagingBudget::new(args.staging_limit, args.min_free),
         cache: BlockCache::new(args.cache_memory),
         clock: SystemClock::shared(),
+        worker: Arc::default(),
     };
     let base = args.base_dir();
     let mounter = FuseMounter::open(&base, host).await;

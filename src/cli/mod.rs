@@ -21,6 +21,7 @@ mod sync;
 mod tracked;
 mod unmount;
 mod volume;
+pub mod worker;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@
 //! is the caller's: an attempt here is made once and says whether another may help.
 
 mod filesystems;
+mod kept;
 
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -16,12 +17,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 use self::filesystems::{FileSystems, Lease, filed_under};
+use self::kept::{Kept, Orphaned};
+use super::worker::Worker;
 use crate::clock::Clock;
 use crate::config::Options;
 use crate::config::credentials::Ambient;
 use crate::fs::fuse::adapter::FuseAdapter;
 use crate::fs::fuse::mount::{AttachError, check_mountpoint};
-use crate::fs::fuse::{BaseDir, MountRequest, Session, SessionError};
+use crate::fs::fuse::{BaseDir, Connection, MountRequest, Session, SessionError};
 use crate::fs::{BlockCache, Change, FileSystem, FsError, Pending, StagingBudget};
 use crate::plugin::bucket::{
     Mount, MountError, MountStatus, Mounter, PendingChange, Salvage, VolumeName, VolumeSpec,
@@ -51,6 +54,8 @@ pub struct Host {
     pub cache: Arc<BlockCache>,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
+    /// What keeps the mounts through this process's end.
+    pub worker: Arc<Worker>,
 }
 
 /// Mounts volumes below a base directory.
@@ -62,6 +67,7 @@ pub struct FuseMounter {
 #[derive(Debug)]
 struct Shared {
     base: BaseDir,
+    kept: Arc<Kept>,
     filesystems: FileSystems,
 }
 
@@ -70,12 +76,30 @@ impl FuseMounter {
     /// others are left behind, for mounting anew to heal.
     pub async fn open(base_dir: &Path, host: Host) -> Result<Self, MountError> {
         let base_dir = base_dir.to_path_buf();
-        let open = move || BaseDir::open(&base_dir).and_then(|base| base.sweep().map(|()| base));
+        let kept = Arc::new(Kept::new(Arc::clone(&host.worker)));
+        // Whoever takes over mounts has nothing to clear; and as long as nobody serves them, looking at other
+        // processes may take for ever.
+        let takes_over = !kept.labels().is_empty();
+        let open = move || {
+            let base = BaseDir::open(&base_dir)?;
+            if !takes_over {
+                base.sweep()?;
+            }
+            Ok(base)
+        };
         let base = blocking(open).await?.map_err(refused)?;
-        let filesystems = FileSystems::new(host);
-        Ok(Self {
-            shared: Arc::new(Shared { base, filesystems }),
-        })
+        let filesystems = FileSystems::new(host, Arc::clone(&kept));
+        let shared = Arc::new(Shared {
+            base,
+            kept,
+            filesystems,
+        });
+        Ok(Self { shared })
+    }
+
+    /// This process is about to give way to the next, which goes on with its mounts.
+    pub fn hand_over(&self) {
+        self.shared.kept.hand_over();
     }
 
     /// Gives the base directory back, if no volume is mounted there any more.
@@ -95,6 +119,9 @@ impl Mounter for FuseMounter {
 
     async fn is_left_behind(&self, name: &VolumeName) -> bool {
         let (shared, name) = (Arc::clone(&self.shared), name.to_string());
+        if shared.kept.labels().contains(&Kept::label(&name)) {
+            return true;
+        }
         blocking(move || shared.base.is_left_behind(&name))
             .await
             .unwrap_or(false)
@@ -129,13 +156,29 @@ impl Mounter for FuseMounter {
 
 impl Shared {
     async fn mount(self: Arc<Self>, spec: VolumeSpec) -> Result<FuseMount, MountError> {
-        let lease = self.filesystems.acquire(&spec.options, None).await?;
+        let label = Kept::label(spec.name.as_str());
         let place = VolumePlace {
-            shared: self,
+            shared: Arc::clone(&self),
             name: spec.name,
         };
+        let (kept, filesystems) = (&self.kept, &self.filesystems);
+        if let Some(orphaned) = kept.take(&label) {
+            match resume(kept, filesystems, &label, None, &spec.options, orphaned).await {
+                Ok(mount) => {
+                    return Ok(FuseMount {
+                        place: Some(place),
+                        ..mount
+                    });
+                }
+                Err(error) => {
+                    kept.forget(&label);
+                    tracing::error!(volume = %place.name, %error, "a mount could not be gone on with, mounting anew");
+                }
+            }
+        }
+        let lease = filesystems.acquire(&spec.options, None).await?;
         let mountpoint = place.prepare().await?;
-        match start(lease, &spec.options, mountpoint).await {
+        match start(kept, &label, lease, &spec.options, mountpoint).await {
             Ok(mount) => Ok(FuseMount {
                 place: Some(place),
                 ..mount
@@ -148,12 +191,21 @@ impl Shared {
     }
 }
 
-/// Mounts one directory, for the command line.
+/// Mounts one directory, for the command line; or goes on with the mount of the process before.
 pub async fn mount_at(
     dir: &Path,
     options: &Options,
     host: Host,
 ) -> Result<Box<dyn Mount>, MountError> {
+    let kept = Arc::new(Kept::new(Arc::clone(&host.worker)));
+    let filesystems = FileSystems::new(host, Arc::clone(&kept));
+    if let Some(label) = kept.labels().pop()
+        && let Some(orphaned) = kept.take(&label)
+    {
+        let journal = Some(label.as_str());
+        let mount = resume(&kept, &filesystems, &label, journal, options, orphaned).await?;
+        return Ok(Box::new(mount));
+    }
     let dir = dir.to_path_buf();
     let shown = dir.display().to_string();
     // A directory on a file system that hangs must not hang the command.
@@ -162,10 +214,9 @@ pub async fn mount_at(
         .map_err(|_| MountError::Refused(format!("{shown} does not answer")))??
         .map_err(refused)?;
     let label = label(&mountpoint, options);
-    let lease = FileSystems::new(host)
-        .acquire(options, Some(&label))
-        .await?;
-    Ok(Box::new(start(lease, options, mountpoint).await?))
+    let lease = filesystems.acquire(options, Some(&label)).await?;
+    let mount = start(&kept, &label, lease, options, mountpoint).await?;
+    Ok(Box::new(mount))
 }
 
 /// What the staging of a command-line mount is filed under: the same again for the same bucket on the
@@ -182,18 +233,21 @@ fn label(mountpoint: &Path, options: &Options) -> String {
 
 /// Mounts a leased file system; the lease ends with the session.
 async fn start(
+    kept: &Arc<Kept>,
+    label: &str,
     lease: Lease,
     options: &Options,
     mountpoint: PathBuf,
 ) -> Result<FuseMount, MountError> {
     let filesystem = Arc::clone(lease.filesystem());
-    let adapter = FuseAdapter::new(Arc::clone(&filesystem), Handle::current());
-    let source = options.location.to_string();
     let request = MountRequest {
         mountpoint,
-        source,
+        source: options.location.to_string(),
         read_only: options.read_only,
     };
+    let connection = Arc::new(Connection::new().map_err(no_memory)?);
+    let (fs, runtime) = (Arc::clone(&filesystem), Handle::current());
+    let adapter = FuseAdapter::new(fs, runtime, Arc::clone(&connection));
     let session = match Session::mount(adapter, request, READY_LIMIT).await {
         Ok(session) => session,
         Err(error) => {
@@ -201,19 +255,44 @@ async fn start(
             return Err(session_error(&error));
         }
     };
-    let (open, closed) = watch::channel(());
-    let mut end = session.end();
-    tokio::spawn(async move {
-        end.wait().await;
-        lease.release().await;
-        drop(open);
-    });
-    Ok(FuseMount {
-        session,
-        filesystem,
-        closed,
-        place: None,
-    })
+    let files = (lease.label(), filesystem.kept());
+    if let Err(error) = kept.keep(label, &session, &connection, files) {
+        // It serves all the same; a restart will not find it.
+        tracing::error!(%error, "this mount will not outlive a restart");
+    }
+    Ok(FuseMount::serving(kept, label, session, lease))
+}
+
+/// Goes on with the connection of an earlier process. On an error it is lost: whoever has it open gets errors.
+async fn resume(
+    kept: &Arc<Kept>,
+    filesystems: &FileSystems,
+    label: &str,
+    journal: Option<&str>,
+    options: &Options,
+    orphaned: Orphaned,
+) -> Result<FuseMount, MountError> {
+    let Orphaned {
+        device,
+        connection,
+        left,
+    } = orphaned;
+    let lease = filesystems.acquire_mounted(options, journal).await?;
+    let agreement = left.terms.agreement().clone();
+    let attachment = left.terms.attachment().map_err(refused)?;
+    let connection = Arc::new(connection);
+    let (fs, runtime) = (Arc::clone(lease.filesystem()), Handle::current());
+    let adapter = FuseAdapter::resume(fs, runtime, Arc::clone(&connection), left);
+    match Session::resume(adapter, device, attachment, agreement, READY_LIMIT).await {
+        Ok(session) => {
+            kept.serve(&connection);
+            Ok(FuseMount::serving(kept, label, session, lease))
+        }
+        Err(error) => {
+            lease.release().await;
+            Err(session_error(&error))
+        }
+    }
 }
 
 /// A volume's directory below the base.
@@ -250,6 +329,27 @@ struct FuseMount {
     closed: watch::Receiver<()>,
     /// `None`: a directory of the user's own.
     place: Option<VolumePlace>,
+}
+
+impl FuseMount {
+    fn serving(kept: &Arc<Kept>, label: &str, session: Session, lease: Lease) -> Self {
+        let filesystem = Arc::clone(lease.filesystem());
+        let (open, closed) = watch::channel(());
+        let mut end = session.end();
+        let (kept, label) = (Arc::clone(kept), label.to_owned());
+        tokio::spawn(async move {
+            end.wait().await;
+            kept.forget(&label);
+            lease.release().await;
+            drop(open);
+        });
+        Self {
+            session,
+            filesystem,
+            closed,
+            place: None,
+        }
+    }
 }
 
 #[async_trait]
@@ -351,6 +451,10 @@ fn pending_change(pending: Pending) -> PendingChange {
         bytes: pending.bytes,
         reason: pending.reason,
     }
+}
+
+fn no_memory(error: std::io::Error) -> MountError {
+    MountError::Refused(format!("memory for the mount: {error}"))
 }
 
 fn refused(error: AttachError) -> MountError {

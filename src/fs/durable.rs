@@ -2,6 +2,7 @@
 //!
 //! - `directory`: what is written down of directories;
 //! - `restore`: how what was written down comes back;
+//! - `reopen`: and what the kernel knew of it;
 //! - `rewrite`: how it is kept short.
 //!
 //! Order is the contract: bytes into the staging file, the record into the journal, then the change of the
@@ -14,11 +15,13 @@ use super::error::FsError;
 use super::filesystem::FileSystem;
 use super::inode::{Attempt, Inode, InodeState, Linked, Remote, Unsent};
 use super::journal::record::{ChangedDirectory, ChangedInode, Record, SentObject};
+use super::kept::KeptInode;
 use super::staging::StagedContent;
 use super::tree::{ROOT, Tree};
 use crate::store::{Key, ObjectVersion};
 
 mod directory;
+mod reopen;
 mod restore;
 mod rewrite;
 
@@ -66,6 +69,7 @@ impl FileSystem {
         let mut overwrites = None;
         if let Some(replaced) = replaced {
             let state = replaced.state.lock();
+            self.keep_open(replaced.ino, &state);
             nameless.in_doubt = state.attempt.clone();
             overwrites = state.occupant(to);
             match &state.remote {
@@ -128,6 +132,7 @@ impl FileSystem {
         key: &Key,
     ) -> io::Result<()> {
         let mut left = self.left_by(tree, inode, key);
+        self.keep_open(inode.ino, &inode.state.lock());
         if inode.state.lock().journaled || !left.doomed.is_empty() {
             self.journal.complete(&Record::Unlinked {
                 ino: inode.ino,
@@ -334,6 +339,9 @@ impl FileSystem {
         }
         state.remote = remote;
         state.overwrites = overwrites;
+        if !state.journaled {
+            self.keep_open(ino, state);
+        }
         Ok(())
     }
 
@@ -363,23 +371,30 @@ impl FileSystem {
         if !state.journaled {
             return;
         }
+        // What is as its object is has nothing staged: the next change begins a file of its own. Who has an inode open
+        // that lost its name goes on with the one there is.
+        let goes_on = state.linked == Linked::No && state.opens > 0;
+        let is_clean = state.linked != Linked::No && !state.unsent.any();
+        let mut kept = KeptInode::of(state);
+        if is_clean {
+            kept.staged = None;
+        }
+        self.keep_open_as(ino, state, &kept);
         // As long as the journal has it as changed, its staging file is of use.
         if !self.append_or_warn(&Record::Settled { ino }) {
             return;
         }
         // A crash of the host may still undo what takes the inode away: then it is to be there, and whole.
-        if state.staged.as_ref().is_some_and(StagedContent::is_kept) {
+        if state.staged.as_ref().is_some_and(StagedContent::is_kept) && !goes_on {
             self.staging.retire(ino);
         }
-        // What is as its object is has nothing staged: the next change begins a file of its own. Who has an inode open
-        // that lost its name goes on with the one there is.
-        if state.linked != Linked::No && !state.unsent.any() {
+        if is_clean {
             state.staged = None;
         }
         self.forget_changed(ino, state);
     }
 
-    /// The journal has been told that nothing of the inode is left to send.
+    /// The journal does not have the inode any more.
     pub(crate) fn forget_changed(&self, ino: u64, state: &mut InodeState) {
         state.journaled = false;
         state.attempt = None;
@@ -387,8 +402,27 @@ impl FileSystem {
         self.uploader.tell(|queue| queue.settled(ino, now));
         if self.staging.is_retired(ino) {
             self.uploader.tell(|queue| queue.urgent(ino, now));
-        } else {
+        } else if state.linked != Linked::No || state.opens == 0 {
             self.staging.remove(ino);
+        }
+    }
+
+    /// Keeps what an open inode, or the root, is for a process that takes over: the journal may not have it.
+    pub(crate) fn keep_open(&self, ino: u64, state: &InodeState) {
+        self.keep_open_as(ino, state, &KeptInode::of(state));
+    }
+
+    /// Likewise, of what it is about to be.
+    pub(crate) fn keep_open_as(&self, ino: u64, state: &InodeState, kept: &KeptInode) {
+        if state.opens > 0 || ino == ROOT {
+            self.kept.inode(ino, kept);
+        }
+    }
+
+    /// Keeps what was changed of an open inode without a name, of which the journal knows nothing.
+    pub(crate) fn keep_nameless(&self, ino: u64, state: &InodeState) {
+        if state.linked == Linked::No {
+            self.keep_open(ino, state);
         }
     }
 

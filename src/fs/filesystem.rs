@@ -4,6 +4,7 @@
 //! told from stale, and what an answer to the kernel looks like.
 
 use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::error::FsError;
 use super::handles::Handles;
 use super::inode::{Inode, Remote, UploadFailure};
 use super::journal::Journal;
+use super::kept::{Kept, LeftOpen};
 use super::lock::{Ordered, TREE};
 use super::name::{Name, NameError};
 use super::request::{RecentRequests, RequestId};
@@ -102,6 +104,8 @@ pub struct FileSystem {
     pub(crate) handles: Handles,
     pub(crate) staging: Staging,
     pub(crate) journal: Journal,
+    /// What the kernel knows, for a process that takes over.
+    pub(crate) kept: Arc<Kept>,
     /// Where requests to the store run that a FUSE thread begins.
     pub(crate) runtime: Handle,
     /// Kernels' connections there have been. More than one (two volumes of one place) is more than one page
@@ -146,7 +150,32 @@ impl FileSystem {
     /// Opens a volume: one request, for the root's attributes. What an earlier process could not bring into the
     /// bucket is taken up. If that cannot be read the volume is read-only, and
     /// [`Status::last_error`](super::Status::last_error) says why.
-    pub async fn open(bucket: Arc<Bucket>, mut settings: Settings) -> Result<Arc<Self>, FsError> {
+    pub async fn open(bucket: Arc<Bucket>, settings: Settings) -> Result<Arc<Self>, FsError> {
+        Self::open_with(bucket, settings, Kept::new()?, None).await
+    }
+
+    /// Goes on where a process has ended that the kernel still takes for the one that serves the volume. `memory` is
+    /// what [`FileSystem::kept`] was there: inodes keep their numbers, and what was open stays so.
+    pub async fn resume(
+        bucket: Arc<Bucket>,
+        settings: Settings,
+        memory: OwnedFd,
+    ) -> Result<Arc<Self>, FsError> {
+        let (kept, left) = Kept::reopen(memory)?;
+        Self::open_with(bucket, settings, kept, Some(left)).await
+    }
+
+    /// What a later process needs in order to take over: memory, to be kept for it from now on.
+    pub fn kept(&self) -> BorrowedFd<'_> {
+        self.kept.as_fd()
+    }
+
+    async fn open_with(
+        bucket: Arc<Bucket>,
+        mut settings: Settings,
+        kept: Kept,
+        left_open: Option<LeftOpen>,
+    ) -> Result<Arc<Self>, FsError> {
         let mut unreadable = None;
         let (journal, left) = match Journal::open(&settings.staging_dir) {
             Err(error) if error.is_unreadable() => {
@@ -168,9 +197,11 @@ impl FileSystem {
             gid: ownership.gid,
         };
         let root = Attr::new(FileKind::Directory, ownership.dir_mode, caller, now);
+        let kept = Arc::new(kept);
         let fs = Arc::new(Self {
             bucket,
-            tree: Ordered::new(Tree::new(root, ownership)),
+            tree: Ordered::new(Tree::new(root, ownership, Arc::clone(&kept))),
+            kept,
             handles: Handles::default(),
             staging,
             journal,
@@ -186,9 +217,12 @@ impl FileSystem {
             earlier_requests: Mutex::default(),
             settings,
         });
-        fs.read_root().await?;
+        let knows_root = left_open.as_ref().is_some_and(LeftOpen::has_root);
+        if !knows_root {
+            fs.read_root().await?;
+        }
         *fs.earlier_requests.lock() = left.replay.requests.clone();
-        let changed = fs.restore(left).await?;
+        let changed = fs.restore(left, left_open.unwrap_or_default()).await?;
         let now = fs.now();
         fs.uploader.tell(|queue| {
             for ino in changed {
@@ -201,11 +235,12 @@ impl FileSystem {
 
     async fn read_root(&self) -> Result<(), FsError> {
         let key = self.marker_key(&Key::root());
+        let root = self.inode(ROOT)?;
         let Some(marker) = self.bucket.head(&key).await? else {
+            self.keep_open(ROOT, &root.state.lock());
             return Ok(());
         };
         let said = Attributes::from_metadata(&marker.metadata);
-        let root = self.inode(ROOT)?;
         let mut state = root.state.lock();
         state.attr = Attr::of_object(
             FileKind::Directory,
@@ -222,6 +257,7 @@ impl FileSystem {
             modified: Some(marker.modified),
             content: self.settings.cache.new_content(),
         });
+        self.keep_open(ROOT, &state);
         Ok(())
     }
 
@@ -251,7 +287,12 @@ impl FileSystem {
 
     /// The kernel is told of an inode otherwise than by an entry; `false` if there is none.
     pub(crate) fn remember(&self, ino: u64) -> bool {
-        self.tree.lock().remember(ino)
+        self.remember_times(ino, 1)
+    }
+
+    /// The kernel was told of an inode so many times.
+    pub(crate) fn remember_times(&self, ino: u64, times: u64) -> bool {
+        self.tree.lock().remember_times(ino, times)
     }
 
     /// The bucket behind it.

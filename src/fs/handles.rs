@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::error::FsError;
-use super::inode::{Inode, InodeState};
+use super::inode::{Inode, InodeState, Linked};
+use super::journal::record::SentObject;
 use super::ops::dir::DirStream;
 use super::readahead::Readahead;
+use super::request::RequestId;
 
 /// One open file description.
 #[derive(Debug)]
@@ -24,6 +26,17 @@ pub(crate) struct FileHandle {
 }
 
 impl FileHandle {
+    /// A description that nothing was done with yet.
+    pub(crate) fn new(inode: &Arc<Inode>, writable: bool, lineage: u32) -> Self {
+        Self {
+            inode: Arc::clone(inode),
+            writable,
+            readahead: Mutex::new(Readahead::default()),
+            lineage,
+            reported: AtomicU32::new(0),
+        }
+    }
+
     /// Fails if the name that was opened is another host's file by now.
     pub(crate) fn check_lineage(&self, state: &InodeState) -> Result<(), FsError> {
         if self.lineage == state.lineage {
@@ -50,6 +63,16 @@ pub(crate) struct DirHandle {
     pub(crate) stream: tokio::sync::Mutex<DirStream>,
 }
 
+impl DirHandle {
+    /// A description that nothing was read of yet.
+    pub(crate) fn new(ino: u64) -> Self {
+        Self {
+            ino,
+            stream: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Handle {
     File(Arc<FileHandle>),
@@ -61,23 +84,56 @@ enum Handle {
 pub(crate) struct Handles {
     open: RwLock<HashMap<u64, Handle>>,
     last: AtomicU64,
+    /// What an earlier process had opened for these requests, whose answers may not have arrived.
+    earlier: Mutex<HashMap<RequestId, u64>>,
 }
 
 impl Handles {
-    /// Opens a file; the number is never used twice.
-    pub(crate) fn add_file(&self, handle: FileHandle) -> u64 {
-        self.add(Handle::File(Arc::new(handle)))
+    /// A number for a file or directory that is opened now; it is never used twice.
+    pub(crate) fn new_number(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Opens a file.
+    pub(crate) fn add_file(&self, fh: u64, handle: FileHandle) {
+        self.add(fh, Handle::File(Arc::new(handle)));
     }
 
     /// Opens a directory.
-    pub(crate) fn add_directory(&self, handle: DirHandle) -> u64 {
-        self.add(Handle::Directory(Arc::new(handle)))
+    pub(crate) fn add_directory(&self, fh: u64, handle: DirHandle) {
+        self.add(fh, Handle::Directory(Arc::new(handle)));
     }
 
-    fn add(&self, handle: Handle) -> u64 {
-        let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+    fn add(&self, fh: u64, handle: Handle) {
+        self.last.fetch_max(fh, Ordering::Relaxed);
         self.open.write().insert(fh, handle);
-        fh
+    }
+
+    /// An earlier process has opened this, for a request that may come again.
+    pub(crate) fn restored(&self, fh: u64, request: Option<RequestId>) {
+        if let Some(request) = request {
+            self.earlier.lock().insert(request, fh);
+        }
+    }
+
+    /// What an earlier process has opened for the request that is sent again, and nobody was told.
+    pub(crate) fn opened_earlier(&self, request: RequestId) -> Option<u64> {
+        self.earlier.lock().remove(&request)
+    }
+
+    /// The inode without a name that is open and has this object.
+    pub(crate) fn keeper_of(&self, object: &SentObject) -> Option<Arc<Inode>> {
+        let open = self.open.read();
+        let files = open.values().filter_map(|handle| match handle {
+            Handle::File(file) => Some(&file.inode),
+            Handle::Directory(_) => None,
+        });
+        let mut keepers = files.filter(|inode| {
+            let state = inode.state.lock();
+            let remote = state.remote.as_ref().filter(|_| state.linked == Linked::No);
+            remote.is_some_and(|r| r.key == object.key && r.version == object.version)
+        });
+        keepers.next().map(Arc::clone)
     }
 
     /// The open file of this number.

@@ -112,6 +112,8 @@ pub(crate) struct InodeState {
     /// Open file descriptions.
     pub(crate) opens: u32,
     pub(crate) linked: Linked,
+    /// It is known from an earlier process: the kernel may have pages of a version that this one has not seen.
+    pub(crate) has_unknown_pages: bool,
     /// The journal has it as changed.
     pub(crate) journaled: bool,
     /// The mark of the last upload that was begun, until one is known to have ended.
@@ -141,6 +143,7 @@ impl Inode {
                 lineage: 0,
                 opens: 0,
                 linked: Linked::Yes,
+                has_unknown_pages: false,
                 journaled: false,
                 attempt: None,
                 sending: false,

@@ -19,6 +19,7 @@ pub mod fuse;
 mod handles;
 mod inode;
 mod journal;
+mod kept;
 mod lock;
 mod name;
 mod ops;

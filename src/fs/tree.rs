@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::attr::Attr;
 use super::error::FsError;
 use super::inode::{Inode, Linked, Remote};
+use super::kept::Kept;
 use crate::config::options::Ownership;
 use crate::store::{Attributes, FileKind, Key};
 
@@ -40,10 +41,14 @@ const TOMBSTONE_TTL: Duration = Duration::from_secs(180);
 /// A directory that is not listed meanwhile looks through its tombstones when it has this many.
 const TOMBSTONES_MAX: usize = 1024;
 
+/// So many numbers of inodes are set aside at once, so that no later process gives one away again.
+const NUMBERS_AHEAD: u64 = 4096;
+
 /// The names of one volume.
 #[derive(Debug)]
 pub(crate) struct Tree {
     nodes: HashMap<u64, Node>,
+    kept: Arc<Kept>,
     next_ino: u64,
     sequence: u64,
     ownership: Ownership,
@@ -165,7 +170,7 @@ pub(crate) struct Child {
 
 impl Tree {
     /// A tree with nothing but its root.
-    pub(crate) fn new(root: Attr, ownership: Ownership) -> Self {
+    pub(crate) fn new(root: Attr, ownership: Ownership, kept: Arc<Kept>) -> Self {
         let inode = Arc::new(Inode::new(ROOT, root, true, None));
         let root = Node {
             inode,
@@ -175,6 +180,7 @@ impl Tree {
         };
         Self {
             nodes: HashMap::from([(ROOT, root)]),
+            kept,
             next_ino: ROOT + 1,
             sequence: 0,
             ownership,
@@ -343,6 +349,7 @@ impl Tree {
     /// No number up to `ino` is given to anything new.
     pub(crate) fn reserve_inos(&mut self, ino: Option<u64>) {
         self.next_ino = self.next_ino.max(ino.unwrap_or(0) + 1);
+        self.kept.reserve_numbers(self.next_ino + NUMBERS_AHEAD);
     }
 
     /// An inode that an earlier process knew, under the name it had. What the store has there was not asked.
@@ -362,6 +369,24 @@ impl Tree {
         let inode = Arc::new(Inode::new(ino, self.unknown_attr(kind), false, None));
         self.link(parent, name, &inode, is_directory, now);
         self.distrust(ino);
+    }
+
+    /// An inode that the kernel knows by this number from an earlier process, and that has no name any more.
+    pub(crate) fn restore_nameless(&mut self, ino: u64, is_directory: bool) -> Arc<Inode> {
+        let kind = match is_directory {
+            true => FileKind::Directory,
+            false => FileKind::File,
+        };
+        let inode = Arc::new(Inode::new(ino, self.unknown_attr(kind), true, None));
+        inode.state.lock().linked = Linked::No;
+        let node = Node {
+            inode: Arc::clone(&inode),
+            place: None,
+            nlookup: 0,
+            directory: is_directory.then(Box::default),
+        };
+        self.nodes.insert(ino, node);
+        inode
     }
 
     /// An inode without a name, of an object that is still there.
@@ -431,6 +456,7 @@ impl Tree {
             parent: new_parent,
             name: Arc::clone(new_name),
         });
+        self.keep(ino);
         if let Some(key) = self
             .destination(ino)
             .filter(|_| self.directory(ino).is_some())
@@ -460,6 +486,7 @@ impl Tree {
             if let Some(node) = self.nodes.get_mut(&ino) {
                 node.place = Some(Place { parent, name });
             }
+            self.keep(ino);
         }
     }
 
@@ -518,12 +545,30 @@ impl Tree {
 
     /// The kernel is told of the inode once more.
     pub(crate) fn remember(&mut self, ino: u64) -> bool {
-        match self.nodes.get_mut(&ino) {
-            Some(node) => {
-                node.nlookup += 1;
-                true
-            }
-            None => false,
+        self.remember_times(ino, 1)
+    }
+
+    /// The kernel was told of the inode so many times.
+    pub(crate) fn remember_times(&mut self, ino: u64, nlookup: u64) -> bool {
+        let Some(node) = self.nodes.get_mut(&ino) else {
+            return false;
+        };
+        let is_news = node.nlookup == 0;
+        node.nlookup += nlookup;
+        if is_news {
+            self.keep(ino);
+        }
+        true
+    }
+
+    /// Keeps where an inode is for a later process, if the kernel knows it.
+    fn keep(&self, ino: u64) {
+        if let Some(node) = self.nodes.get(&ino)
+            && node.nlookup > 0
+        {
+            let place = node.place.as_ref();
+            let place = place.map(|place| (place.parent, &*place.name));
+            self.kept.node(ino, node.directory.is_some(), place);
         }
     }
 
@@ -534,6 +579,7 @@ impl Tree {
         };
         node.nlookup = node.nlookup.saturating_sub(nlookup);
         if ino != ROOT && node.nlookup == 0 {
+            self.kept.forget(ino);
             self.drop_if_idle(ino);
         }
     }
@@ -563,6 +609,9 @@ impl Tree {
     pub(crate) fn new_number(&mut self) -> u64 {
         let number = self.next_ino;
         self.next_ino += 1;
+        if number.is_multiple_of(NUMBERS_AHEAD) {
+            self.kept.reserve_numbers(number + NUMBERS_AHEAD);
+        }
         number
     }
 
@@ -644,6 +693,7 @@ impl Tree {
             {
                 directory.children.remove(&place.name);
             }
+            self.keep(ino);
             if self.nodes.get(&ino).is_some_and(|node| node.nlookup == 0) {
                 self.drop_if_idle(ino);
             }
@@ -702,7 +752,11 @@ mod tests {
     }
 
     fn tree() -> Tree {
-        Tree::new(attr(FileKind::Directory), OWNERSHIP)
+        Tree::new(
+            attr(FileKind::Directory),
+            OWNERSHIP,
+            Arc::new(Kept::new().unwrap()),
+        )
     }
 
     fn object(version: &str) -> Observed {

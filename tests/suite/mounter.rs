@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bucketvol::cli::mounter::{FuseMounter, Host, mount_at};
@@ -29,6 +30,7 @@ fn host(place: &Place) -> Host {
         staging: StagingBudget::new(1 << 30, MinFree::Bytes(0)),
         cache: BlockCache::new(1 << 20),
         clock: SystemClock::shared(),
+        worker: Arc::default(),
     }
 }
 

@@ -792,7 +792,7 @@ async fn helpers() {
             let device = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
             let table = MountTable::of_self().unwrap();
             let number = table.top_at(&path).unwrap().device;
-            let attachment = Attachment::adopt(&path, number, false).unwrap().unwrap();
+            let attachment = Attachment::adopt(&path, number, false).unwrap();
             let kept = path.with_extension("agreement");
             let session = if work == "begin" {
                 Session::run(Hello::new(MUTE), device.into(), attachment, LIMIT).await

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::Host;
+use super::kept::Kept;
 use crate::config::credentials::CredentialProvider;
 use crate::config::{Location, Options};
 use crate::fs::{FileSystem, FsError, Settings};
@@ -64,6 +65,7 @@ pub(super) fn filed_under(prefix: &str, parts: &[&[u8]]) -> String {
 #[derive(Debug)]
 pub(super) struct FileSystems {
     host: Host,
+    kept: Arc<Kept>,
     slots: Slots,
 }
 
@@ -75,19 +77,31 @@ type Slot = Arc<tokio::sync::Mutex<Option<Open>>>;
 #[derive(Debug)]
 struct Open {
     filesystem: Arc<FileSystem>,
+    /// What it is filed and kept under.
+    label: String,
     leases: usize,
 }
 
 impl FileSystems {
-    pub(super) fn new(host: Host) -> Self {
+    pub(super) fn new(host: Host, kept: Arc<Kept>) -> Self {
         Self {
             host,
+            kept,
             slots: Arc::default(),
         }
     }
 
     /// Asks the store whether these options lead to a bucket.
     pub(super) async fn check(&self, options: &Options) -> Result<Arc<Bucket>, MountError> {
+        let bucket = self.connect(options)?;
+        bucket
+            .check()
+            .await
+            .map_err(|error| store_error(&options.location, &error))?;
+        Ok(bucket)
+    }
+
+    fn connect(&self, options: &Options) -> Result<Arc<Bucket>, MountError> {
         let refused = |text: String| MountError::Refused(format!("{}: {text}", options.location));
         let clock = &self.host.clock;
         let credentials = CredentialProvider::new(options, &self.host.ambient, Arc::clone(clock))
@@ -100,10 +114,6 @@ impl FileSystems {
             Arc::clone(clock),
         )
         .map_err(|error| store_error(&options.location, &error))?;
-        bucket
-            .check()
-            .await
-            .map_err(|error| store_error(&options.location, &error))?;
         Ok(Arc::new(bucket))
     }
 
@@ -118,19 +128,41 @@ impl FileSystems {
         label: Option<&str>,
     ) -> Result<Lease, MountError> {
         let bucket = self.check(options).await?;
+        self.acquire_at(bucket, options, label).await
+    }
+
+    /// Like [`FileSystems::acquire`], for a mount that is there already: its users do not wait for the store to say
+    /// once more that these options lead to it.
+    pub(super) async fn acquire_mounted(
+        &self,
+        options: &Options,
+        label: Option<&str>,
+    ) -> Result<Lease, MountError> {
+        let bucket = self.connect(options)?;
+        self.acquire_at(bucket, options, label).await
+    }
+
+    async fn acquire_at(
+        &self,
+        bucket: Arc<Bucket>,
+        options: &Options,
+        label: Option<&str>,
+    ) -> Result<Lease, MountError> {
         let place = Place::of(options);
-        let label = label.map_or_else(|| place.label(), str::to_owned);
+        let mut label = label.map_or_else(|| place.label(), str::to_owned);
         let slot = Arc::clone(self.slots.lock().entry(place.clone()).or_default());
         let mut open = slot.lock().await;
         let opened = match open.as_mut() {
             Some(open) => {
                 open.leases += 1;
+                label.clone_from(&open.label);
                 Ok(Arc::clone(&open.filesystem))
             }
             None => match self.open(bucket, options, &label).await {
                 Ok(filesystem) => {
                     *open = Some(Open {
                         filesystem: Arc::clone(&filesystem),
+                        label: label.clone(),
                         leases: 1,
                     });
                     Ok(filesystem)
@@ -141,8 +173,10 @@ impl FileSystems {
         drop(open);
         let held = Held {
             place,
+            label,
             slot,
             slots: Arc::clone(&self.slots),
+            kept: Arc::clone(&self.kept),
         };
         match opened {
             Ok(filesystem) => Ok(Lease {
@@ -186,9 +220,11 @@ impl FileSystems {
         let clock = Arc::clone(&self.host.clock);
         let staging = Arc::clone(&self.host.staging);
         let settings = Settings::from_options(&options, staging_dir, staging, cache, clock);
-        FileSystem::open(bucket, settings)
-            .await
-            .map_err(|error| fs_error(&location, &error))
+        let opened = match self.kept.take_files(label) {
+            Some(memory) => FileSystem::resume(bucket, settings, memory).await,
+            None => FileSystem::open(bucket, settings).await,
+        };
+        opened.map_err(|error| fs_error(&location, &error))
     }
 
     /// What is staged is a container's data: nobody else on the host may read it.
@@ -216,6 +252,11 @@ impl Lease {
         &self.filesystem
     }
 
+    /// What the file system is filed and kept under.
+    pub(super) fn label(&self) -> &str {
+        self.held.as_ref().map_or("", |held| &held.label)
+    }
+
     /// Gives it back; closes the file system if this was the last.
     pub(super) async fn release(mut self) {
         if let Some(held) = self.held.take() {
@@ -236,8 +277,10 @@ impl Drop for Lease {
 #[derive(Debug)]
 struct Held {
     place: Place,
+    label: String,
     slot: Slot,
     slots: Slots,
+    kept: Arc<Kept>,
 }
 
 impl Held {
@@ -274,6 +317,7 @@ impl Held {
             if open.as_ref().is_some_and(|open| open.leases == 0)
                 && let Some(last) = open.take()
             {
+                self.kept.forget_files(&last.label);
                 last.filesystem.close();
             }
         }

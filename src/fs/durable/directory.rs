@@ -266,6 +266,9 @@ impl FileSystem {
                 state.remote = carried.remote;
                 state.overwrites = carried.overwrites;
                 state.attempt = carried.attempt;
+                if !state.journaled {
+                    self.keep_open(inode.ino, &state);
+                }
             }
             if let Some(below) = carried.below.filter(|_| inode.ino != directory) {
                 tree.set_migration(inode.ino, below.migration, now);

@@ -11,16 +11,22 @@ use crate::fs::inode::{Attempt, InodeState, Unsent};
 use crate::fs::journal::Left;
 use crate::fs::journal::record::{Multipart, Record, SentObject};
 use crate::fs::journal::replay::{Replay, ReplayedInode};
+use crate::fs::kept::LeftOpen;
 use crate::fs::tree::{Origin, ROOT, Tree};
 
 impl FileSystem {
     /// Takes up what an earlier process left behind, then begins a journal with nothing else in it, if there is room
     /// for one. Returns the inodes that are to be sent.
-    pub(crate) async fn restore(self: &Arc<Self>, mut left: Left) -> Result<Vec<u64>, FsError> {
+    pub(crate) async fn restore(
+        self: &Arc<Self>,
+        mut left: Left,
+        open: LeftOpen,
+    ) -> Result<Vec<u64>, FsError> {
         let other_boot = left.other_boot;
+        self.tree.lock().reserve_inos(Some(open.last_ino));
         self.find_places(&mut left.replay)?;
         let directories = self.look_for_ends(&mut left.replay).await?;
-        let (changed, is_told) = self.take_up(left, &directories)?;
+        let (changed, is_told) = self.take_up(left, &directories, open)?;
         if !self.journal.is_empty()
             && let Err(error) = self.rewrite_journal().await
         {
@@ -99,15 +105,20 @@ impl FileSystem {
     /// Like [`FileSystem::restore`], of inodes that have their places: what the journal says is what they are, but
     /// for what is written down here. That is next to nothing: the disk may be full. Returns the inodes that are to be
     /// sent, and whether the journal knows what a crash of the host took.
-    fn take_up(&self, left: Left, found: &[u64]) -> Result<(Vec<u64>, bool), FsError> {
+    fn take_up(
+        &self,
+        left: Left,
+        found: &[u64],
+        open: LeftOpen,
+    ) -> Result<(Vec<u64>, bool), FsError> {
         let Left {
             mut replay,
             other_boot,
         } = left;
         let mut changed: Vec<u64> = replay.inodes.keys().copied().collect();
         changed.sort_unstable();
-        self.staging
-            .sweep(&changed.iter().copied().collect::<HashSet<u64>>())?;
+        let in_use = changed.iter().chain(open.inodes.keys()).copied();
+        self.staging.sweep(&in_use.collect::<HashSet<u64>>())?;
         let mut tree = self.tree.lock();
         let mut is_told = true;
         for (ino, mut replayed) in std::mem::take(&mut replay.inodes) {
@@ -145,8 +156,13 @@ impl FileSystem {
                 }
             }
         }
+        self.reopen(&mut tree, open, &replay.doomed)?;
         for object in std::mem::take(&mut replay.doomed).into_values() {
             let key = object.key.clone();
+            if let Some(keeper) = self.handles.keeper_of(&object) {
+                tree.add_orphan(key, keeper);
+                continue;
+            }
             let inode = tree.nameless(self.remote_of(object));
             changed.push(inode.ino);
             tree.add_orphan(key, inode);

@@ -1,6 +1,7 @@
 //! [`FuseAdapter`]: the kernel's requests as calls of [`FileSystem`]. It converts and decides nothing.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::future::{Future, ready};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -14,13 +15,13 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
-use uuid::Uuid;
 
+use super::connection::{Connection, LeftConnection};
 use super::convert::{caller, file_attr, file_type, is_writable, kind_of, open_flags};
-use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty};
+use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty, is_resent};
 use crate::clock::Clock;
 use crate::fs::{
-    Attr, Caller, DirEntry, Entry, FileSystem, IfExists, NAME_MAX, RenameMode, SetAttr,
+    Attr, Caller, DirEntry, Entry, FileSystem, FsError, IfExists, NAME_MAX, RenameMode, SetAttr,
 };
 use crate::store::FileKind;
 
@@ -46,13 +47,32 @@ pub struct FuseAdapter {
 }
 
 impl FuseAdapter {
-    /// Serves `fs`; what has to wait waits on `runtime`.
-    pub fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
+    /// Serves `fs` on a new connection; what has to wait waits on `runtime`.
+    pub fn new(fs: Arc<FileSystem>, runtime: Handle, connection: Arc<Connection>) -> Self {
+        Self::knowing(fs, runtime, connection, Vec::new())
+    }
+
+    /// Goes on with a connection that an earlier process has served.
+    pub fn resume(
+        fs: Arc<FileSystem>,
+        runtime: Handle,
+        connection: Arc<Connection>,
+        left: LeftConnection,
+    ) -> Self {
+        Self::knowing(fs, runtime, connection, left.lookups)
+    }
+
+    fn knowing(
+        fs: Arc<FileSystem>,
+        runtime: Handle,
+        connection: Arc<Connection>,
+        lookups: Vec<(u64, u64)>,
+    ) -> Self {
         fs.connect();
         Self {
             clock: fs.clock(),
-            dispatch: Dispatch::new(runtime, epoch()),
-            known: Known::new(Arc::clone(&fs)),
+            known: Known::new(Arc::clone(&fs), Arc::clone(&connection), lookups),
+            dispatch: Dispatch::new(runtime, connection),
             fs,
         }
     }
@@ -75,17 +95,22 @@ impl FuseAdapter {
         }
     }
 
+    /// What an earlier process has made by this name.
+    fn looked_up(
+        &self,
+        parent: INodeNo,
+        name: OsString,
+    ) -> impl Future<Output = Result<Entry, FsError>> + Send + 'static + use<> {
+        let fs = Arc::clone(&self.fs);
+        async move { fs.lookup(parent.0, &name).await }
+    }
+
     fn time(&self, time: TimeOrNow) -> SystemTime {
         match time {
             TimeOrNow::SpecificTime(time) => time,
             TimeOrNow::Now => self.clock.wall(),
         }
     }
-}
-
-/// A number that no other connection has.
-fn epoch() -> u64 {
-    Uuid::new_v4().as_u64_pair().0
 }
 
 /// Left out, so that the kernel does it itself or tells the program that it cannot be done: locks (kept by
@@ -214,9 +239,12 @@ impl Filesystem for FuseAdapter {
             return reply.error(Errno::EINVAL);
         };
         let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
-        self.dispatch.make(
+        let made = self.looked_up(parent, name.clone());
+        self.dispatch.make_once(
+            &self.fs,
             request,
             async move { fs.mknod(parent.0, &name, kind, mode, rdev, caller).await },
+            made,
             reply,
             self.answer_entry(),
         );
@@ -232,9 +260,12 @@ impl Filesystem for FuseAdapter {
         reply: ReplyEntry,
     ) {
         let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
-        self.dispatch.make(
+        let made = self.looked_up(parent, name.clone());
+        self.dispatch.make_once(
+            &self.fs,
             request,
             async move { fs.mkdir(parent.0, &name, mode, caller).await },
+            made,
             reply,
             self.answer_entry(),
         );
@@ -249,10 +280,13 @@ impl Filesystem for FuseAdapter {
         reply: ReplyEntry,
     ) {
         let (fs, name, caller) = (Arc::clone(&self.fs), link_name.to_owned(), caller(request));
+        let made = self.looked_up(parent, name.clone());
         let target = target.as_os_str().as_bytes().to_vec();
-        self.dispatch.make(
+        self.dispatch.make_once(
+            &self.fs,
             request,
             async move { fs.symlink(parent.0, &name, &target, caller).await },
+            made,
             reply,
             self.answer_entry(),
         );
@@ -260,9 +294,11 @@ impl Filesystem for FuseAdapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        self.dispatch.make(
+        self.dispatch.make_once(
+            &self.fs,
             request,
             async move { fs.unlink(parent.0, &name).await },
+            ready(Ok(())),
             reply,
             answer_empty,
         );
@@ -270,9 +306,11 @@ impl Filesystem for FuseAdapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        self.dispatch.make(
+        self.dispatch.make_once(
+            &self.fs,
             request,
             async move { fs.rmdir(parent.0, &name).await },
+            ready(Ok(())),
             reply,
             answer_empty,
         );
@@ -295,12 +333,14 @@ impl Filesystem for FuseAdapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let (fs, name, newname) = (Arc::clone(&self.fs), name.to_owned(), newname.to_owned());
-        self.dispatch.make(
+        self.dispatch.make_once(
+            &self.fs,
             request,
             async move {
                 fs.rename(parent.0, &name, newparent.0, &newname, mode)
                     .await
             },
+            ready(Ok(())),
             reply,
             answer_empty,
         );
@@ -309,14 +349,19 @@ impl Filesystem for FuseAdapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let fs = Arc::clone(&self.fs);
         let writable = is_writable(flags);
-        let truncate = flags.0 & nix::libc::O_TRUNC != 0;
-        let is_shared = self.fs.is_shared();
+        // A request that comes again has emptied the file already, and others may have written since.
+        let is_emptied = is_resent(request) && fs.was_done(self.dispatch.id(request));
+        let truncate = flags.0 & nix::libc::O_TRUNC != 0 && !is_emptied;
+        let (opened, is_shared) = (Arc::clone(&self.fs), self.fs.is_shared());
         self.dispatch.ask(
             request,
             async move { fs.open_file(ino.0, writable, truncate).await },
             reply,
             move |reply, done| match done {
-                Ok(fh) => reply.opened(FileHandle(fh), open_flags(writable, is_shared)),
+                Ok(fh) => {
+                    let is_new = is_shared || opened.had_unknown_pages(ino.0);
+                    reply.opened(FileHandle(fh), open_flags(writable, is_new));
+                }
                 Err(errno) => reply.error(errno),
             },
         );
@@ -333,8 +378,9 @@ impl Filesystem for FuseAdapter {
         reply: ReplyCreate,
     ) {
         let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
+        let (again, again_name) = (Arc::clone(&self.fs), name.clone());
         let known = Arc::clone(&self.known);
-        let is_shared = self.fs.is_shared();
+        let (opened, is_shared) = (Arc::clone(&self.fs), self.fs.is_shared());
         let if_exists = if flags & nix::libc::O_EXCL != 0 {
             IfExists::Fail
         } else if flags & nix::libc::O_TRUNC != 0 {
@@ -342,15 +388,18 @@ impl Filesystem for FuseAdapter {
         } else {
             IfExists::Open
         };
-        self.dispatch.make(
+        self.dispatch.make_once(
+            &self.fs,
             request,
             async move { fs.create(parent.0, &name, mode, caller, if_exists).await },
+            async move { again.create_again(parent.0, &again_name).await },
             reply,
             move |reply, done| match done {
                 Ok((entry, fh)) => {
                     known.add(entry.ino);
                     let attr = file_attr(entry.ino, &entry.attr);
-                    let flags = open_flags(true, is_shared);
+                    let is_new = is_shared || opened.had_unknown_pages(entry.ino);
+                    let flags = open_flags(true, is_new);
                     reply.created(&entry.ttl, &attr, Generation(0), FileHandle(fh), flags);
                 }
                 Err(errno) => reply.error(errno),
@@ -392,7 +441,7 @@ impl Filesystem for FuseAdapter {
     ) {
         // The kernel sends at most MAX_WRITE bytes.
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        if self.fs.has_room_for(u64::from(len)) {
+        if !is_resent(request) && self.fs.has_room_for(u64::from(len)) {
             let write = || self.fs.write(fh.0, offset, data);
             return match self.dispatch.id(request).sync_scope(write) {
                 Ok(()) => reply.written(len),

@@ -16,6 +16,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use super::connection::Connection;
 use super::convert::file_attr;
 use crate::fs::{Attr, FileSystem, FsError, RequestId};
 
@@ -24,22 +25,46 @@ use crate::fs::{Attr, FileSystem, FsError, RequestId};
 /// own.
 const QUESTION_DEADLINE: Duration = Duration::from_secs(60);
 
+/// The kernel sets this bit of a request's number when it sends the request again (`FUSE_UNIQUE_RESEND`).
+const RESENT: u64 = 1 << 63;
+
 /// Runs requests.
 #[derive(Debug)]
 pub(super) struct Dispatch {
     runtime: Handle,
-    epoch: u64,
+    connection: Arc<Connection>,
 }
 
 impl Dispatch {
-    /// What has to wait waits on `runtime`; the requests are those of the connection `epoch`.
-    pub(super) fn new(runtime: Handle, epoch: u64) -> Self {
-        Self { runtime, epoch }
+    /// What has to wait waits on `runtime`.
+    pub(super) fn new(runtime: Handle, connection: Arc<Connection>) -> Self {
+        Self {
+            runtime,
+            connection,
+        }
     }
 
     /// What the journal calls a request.
     pub(super) fn id(&self, request: &Request) -> RequestId {
-        RequestId::new(self.epoch, request.unique().0)
+        RequestId::new(self.connection.epoch(), request.unique().0)
+    }
+
+    /// Does what the request asks, unless an earlier process has done it and only the answer is missing: then
+    /// `repeated` says that.
+    pub(super) fn make_once<T: Send + 'static, R: Send + 'static>(
+        &self,
+        fs: &FileSystem,
+        request: &Request,
+        change: impl Future<Output = Result<T, FsError>> + Send + 'static,
+        repeated: impl Future<Output = Result<T, FsError>> + Send + 'static,
+        reply: R,
+        answer: impl FnOnce(R, Result<T, Errno>) + Send + 'static,
+    ) {
+        if is_resent(request) && fs.was_done(self.id(request)) {
+            self.make(request, repeated, reply, answer);
+        } else {
+            self.make(request, change, reply, answer);
+        }
     }
 
     /// Does a question, which is given up at its deadline.
@@ -65,6 +90,24 @@ impl Dispatch {
         answer: impl FnOnce(R, Result<T, Errno>) + Send + 'static,
     ) {
         let _runtime = self.runtime.enter();
+        let unique = request.unique().0;
+        self.connection.note_request(unique & !RESENT);
+        let again = is_resent(request).then(|| Arc::clone(&self.connection));
+        if let Some(connection) = &again
+            && !connection.begin_again(unique & !RESENT)
+        {
+            tracing::error!(
+                unique = unique & !RESENT,
+                "a request that was in hand at two crashes is not begun a third time"
+            );
+            return answer(reply, Err(Errno::EIO));
+        }
+        let answer = move |reply, done| {
+            answer(reply, done);
+            if let Some(connection) = again {
+                connection.answered(unique & !RESENT);
+            }
+        };
         // A panic is one failed request, not the end of the mount.
         let change = self.id(request).scope(change);
         let guarded = AssertUnwindSafe(change)
@@ -88,18 +131,32 @@ impl Dispatch {
     }
 }
 
+/// Whether the kernel has sent the request before, to a process that did not answer it.
+pub(super) fn is_resent(request: &Request) -> bool {
+    request.unique().0 & RESENT != 0
+}
+
 /// What this connection's kernel knows: it is forgotten with the connection.
 #[derive(Debug)]
 pub(super) struct Known {
     fs: Arc<FileSystem>,
+    connection: Arc<Connection>,
     nlookup: Mutex<HashMap<u64, u64>>,
 }
 
 impl Known {
-    pub(super) fn new(fs: Arc<FileSystem>) -> Arc<Self> {
+    /// It knows so much already, of an earlier process.
+    pub(super) fn new(
+        fs: Arc<FileSystem>,
+        connection: Arc<Connection>,
+        lookups: Vec<(u64, u64)>,
+    ) -> Arc<Self> {
+        let is_there = |(ino, times): &(u64, u64)| fs.remember_times(*ino, *times);
+        let nlookup = lookups.into_iter().filter(is_there).collect();
         Arc::new(Self {
             fs,
-            nlookup: Mutex::new(HashMap::new()),
+            connection,
+            nlookup: Mutex::new(nlookup),
         })
     }
 
@@ -114,7 +171,10 @@ impl Known {
 
     /// The kernel is about to be told of an inode by an entry, which the core has counted.
     pub(super) fn add(&self, ino: u64) {
-        *self.nlookup.lock().entry(ino).or_default() += 1;
+        let mut known = self.nlookup.lock();
+        let times = known.entry(ino).or_default();
+        *times += 1;
+        self.connection.keep_lookups(ino, *times);
     }
 
     pub(super) fn forget(&self, ino: u64, nlookup: u64) {
@@ -122,6 +182,7 @@ impl Known {
             let mut known = self.nlookup.lock();
             if let Some(count) = known.get_mut(&ino) {
                 *count = count.saturating_sub(nlookup);
+                self.connection.keep_lookups(ino, *count);
                 if *count == 0 {
                     known.remove(&ino);
                 }

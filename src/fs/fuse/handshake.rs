@@ -33,7 +33,7 @@ const REPLY_FLAGS: [usize; 2] = [REPLY_HEADER + 12, REPLY_HEADER + 32];
 const NOTIFY_RESEND: i32 = 7;
 
 /// What the kernel and we have agreed on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreement {
     /// The kernel's INIT request, header included.
     request: Vec<u8>,

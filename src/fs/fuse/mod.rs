@@ -4,12 +4,14 @@
 //!   `errno` translate;
 //! - [`mount`] and [`fusermount`] attach a FUSE device to a directory and take it off again;
 //! - [`handshake`] is the first request of a connection, which every later process has to know;
+//! - [`connection`] is what a later process has to know beyond that;
 //! - [`session`] runs a file system on such a device until the kernel lets go of it;
 //! - [`base`] is the directory below which the plugin's volumes are mounted;
 //! - [`mountinfo`] and [`namespaces`] tell what is mounted where, and who else still has it.
 
 pub mod adapter;
 pub mod base;
+pub mod connection;
 mod convert;
 mod dispatch;
 mod errno;
@@ -22,6 +24,7 @@ pub mod session;
 
 pub use adapter::FuseAdapter;
 pub use base::BaseDir;
+pub use connection::Connection;
 pub use handshake::Agreement;
 pub use mount::{AttachError, Attachment, FuseDevice, MountRequest};
 pub use session::{Session, SessionError};

@@ -196,23 +196,20 @@ impl Attachment {
         Self::find(&before, request, false)
     }
 
-    /// The place of a connection that an earlier process has mounted on `path`: `device` is what it was there.
-    /// `None`: it is not mounted there any more.
-    pub fn adopt(
-        path: &Path,
-        device: Device,
-        by_helper: bool,
-    ) -> Result<Option<Self>, AttachError> {
+    /// The place of a connection that an earlier process has mounted on `path`: `device` is what it was there. If it
+    /// was taken off there since, those who have it open go on with it.
+    pub fn adopt(path: &Path, device: Device, by_helper: bool) -> Result<Self, AttachError> {
         let table = read_table()?;
         let is_it = |entry: &&MountEntry| entry.device == device && entry.fs_type == FS_TYPE;
         let entry = table.stack_at(path).into_iter().rev().find(is_it);
-        Ok(entry.map(|entry| Self {
+        Ok(Self {
             path: path.to_path_buf(),
-            mount_id: entry.id,
+            // No mount has this number.
+            mount_id: entry.map_or(0, |entry| entry.id),
             device,
-            anchor: Anchor::of(&table, entry),
+            anchor: entry.and_then(|entry| Anchor::of(&table, entry)),
             by_helper,
-        }))
+        })
     }
 
     /// Finds the mount just made: it has our type and source and was not there before.
@@ -256,6 +253,11 @@ impl Attachment {
     /// The device number of the mounted file system.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// Whether fusermount3 has mounted it, and has to unmount it.
+    pub fn is_by_helper(&self) -> bool {
+        self.by_helper
     }
 
     /// Whether a program that opens the mount point now comes to us.

@@ -5,6 +5,7 @@
 //! file holds the file system the session serves it, and its end (ENODEV) is the sign that nobody does.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -61,6 +62,7 @@ pub enum SessionError {
 pub struct Session {
     attachment: Attachment,
     agreement: Agreement,
+    device: FuseDevice,
     notifier: Notifier,
     end: SessionEnd,
 }
@@ -161,6 +163,7 @@ impl Session {
         };
         let (ready, is_ready) = oneshot::channel();
         let (alive, end) = watch::channel(());
+        let kept = device.try_clone().map_err(handshake)?;
         let served = attachment.clone();
         std::thread::Builder::new()
             .name("fuse-session".into())
@@ -180,6 +183,7 @@ impl Session {
         Ok(Self {
             attachment,
             agreement,
+            device: kept,
             notifier,
             end: SessionEnd(end),
         })
@@ -188,6 +192,11 @@ impl Session {
     /// What a later process has to know to go on with the connection.
     pub fn agreement(&self) -> &Agreement {
         &self.agreement
+    }
+
+    /// The connection, for whoever keeps it for a later process.
+    pub fn device(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 
     /// Where it is mounted.

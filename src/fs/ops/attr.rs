@@ -82,6 +82,7 @@ impl FileSystem {
             if state.attr == before {
                 return Ok(());
             }
+            self.keep_nameless(inode.ino, &state);
             state.opens > 0
         };
         if is_open {

@@ -53,6 +53,18 @@ impl FileSystem {
         Ok((self.entry(&inode), fh))
     }
 
+    /// Opens what [`FileSystem::create`] has made in an earlier process that did not live to say so.
+    pub async fn create_again(
+        self: &Arc<Self>,
+        parent: u64,
+        name: &OsStr,
+    ) -> Result<(Entry, u64), FsError> {
+        let name = Self::parse_new_name(parent, name)?;
+        let inode = self.find_existing(parent, &name).await?;
+        let fh = self.open_inode(&inode, true, false)?;
+        Ok((self.entry(&inode), fh))
+    }
+
     /// Makes a regular file, pipe, socket or device node.
     pub async fn mknod(
         self: &Arc<Self>,

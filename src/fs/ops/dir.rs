@@ -12,7 +12,9 @@ use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::DirHandle;
 use crate::fs::inode::Inode;
+use crate::fs::kept::KeptHandle;
 use crate::fs::name::Name;
+use crate::fs::request::RequestId;
 use crate::fs::tree::{Child, Observed, ObservedObject};
 use crate::store::{FileKind, Key, ListEntry, ListPage, ListRequest};
 
@@ -67,14 +69,25 @@ impl FileSystem {
             Some(false) => return Err(FsError::NotDirectory),
             None => return Err(FsError::NoEntry),
         }
-        Ok(self.handles.add_directory(DirHandle {
+        if let Some(fh) = self.opened_earlier() {
+            return Ok(fh);
+        }
+        let fh = self.handles.new_number();
+        let handle = KeptHandle {
             ino,
-            stream: tokio::sync::Mutex::default(),
-        }))
+            is_directory: true,
+            writable: false,
+            lineage: 0,
+            request: RequestId::current(),
+        };
+        self.kept.opened(fh, &handle);
+        self.handles.add_directory(fh, DirHandle::new(ino));
+        Ok(fh)
     }
 
     /// Closes a directory.
     pub fn releasedir(&self, fh: u64) {
+        self.kept.released(fh);
         self.handles.remove_directory(fh);
     }
 

@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
 
 use super::create::TARGET_MAX;
 use crate::fs::cache::ObjectSource;
@@ -15,7 +13,8 @@ use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::FileHandle;
 use crate::fs::inode::{Inode, InodeState, Linked};
 use crate::fs::journal::record::Record;
-use crate::fs::readahead::Readahead;
+use crate::fs::kept::KeptHandle;
+use crate::fs::request::RequestId;
 use crate::fs::staging::{ContentSource, StagedContent};
 use crate::fs::tree::Tree;
 use crate::fs::upload::plan::SIZE_MAX;
@@ -67,6 +66,9 @@ impl FileSystem {
         writable: bool,
         truncate: bool,
     ) -> Result<u64, FsError> {
+        if let Some(fh) = self.opened_earlier() {
+            return Ok(fh);
+        }
         let lineage = {
             let tree = self.tree.lock();
             if writable || truncate {
@@ -85,18 +87,31 @@ impl FileSystem {
                 self.resize(inode.ino, &mut state, 0)?;
             }
             state.opens += 1;
+            if state.opens == 1 && !state.journaled {
+                self.keep_open(inode.ino, &state);
+            }
             state.lineage
         };
         if truncate {
             self.changed(inode.ino);
         }
-        Ok(self.handles.add_file(FileHandle {
-            inode: Arc::clone(inode),
+        let fh = self.handles.new_number();
+        let handle = KeptHandle {
+            ino: inode.ino,
+            is_directory: false,
             writable,
-            readahead: Mutex::new(Readahead::default()),
             lineage,
-            reported: AtomicU32::new(0),
-        }))
+            request: RequestId::current(),
+        };
+        self.kept.opened(fh, &handle);
+        self.handles
+            .add_file(fh, FileHandle::new(inode, writable, lineage));
+        Ok(fh)
+    }
+
+    /// What the request, which comes again, has opened in an earlier process that did not live to say so.
+    pub(super) fn opened_earlier(&self) -> Option<u64> {
+        self.handles.opened_earlier(RequestId::current()?)
     }
 
     /// Reads up to `len` bytes; fewer only at the end. Does not wait for what is cached or staged.
@@ -263,6 +278,7 @@ impl FileSystem {
         self.stage(ino, &mut state, offset, data, (size, time))?;
         let is_news = !state.unsent.content || state.sending;
         state.content_changed(size, time);
+        self.keep_nameless(ino, &state);
         drop(state);
         if is_news {
             self.changed(ino);
@@ -339,6 +355,7 @@ impl FileSystem {
         let Some(handle) = self.handles.remove_file(fh) else {
             return;
         };
+        self.kept.released(fh);
         let inode = &handle.inode;
         if handle.writable && inode.state.lock().unsent.any() {
             self.complete(inode.ino);
@@ -347,17 +364,30 @@ impl FileSystem {
             let mut state = inode.state.lock();
             state.opens = state.opens.saturating_sub(1);
             let is_gone = state.opens == 0 && state.linked == Linked::No;
-            if is_gone && !self.staging.is_retired(inode.ino) {
-                self.staging.remove(inode.ino);
+            if is_gone {
+                self.give_up_staging(inode.ino, &state);
             }
             state.opens == 0
         };
         if !is_last {
             return;
         }
+        self.kept.closed(inode.ino);
         self.tree.lock().closed(inode.ino);
         if let Err(error) = self.delete_orphan(inode).await {
             self.delete_later(inode, &error);
+        }
+    }
+
+    /// Nobody has an inode open any more that has lost its name. A crash of the host may still give it back: then it
+    /// is to be whole.
+    fn give_up_staging(&self, ino: u64, state: &InodeState) {
+        if state.staged.as_ref().is_some_and(StagedContent::is_kept) {
+            self.staging.retire(ino);
+            let now = self.now();
+            self.uploader.tell(|queue| queue.urgent(ino, now));
+        } else if !self.staging.is_retired(ino) {
+            self.staging.remove(ino);
         }
     }
 

@@ -240,6 +240,7 @@ impl FileSystem {
             }
         }
         state.remote = None;
+        self.keep_open(inode.ino, &state);
         Ok(())
     }
 
@@ -247,12 +248,15 @@ impl FileSystem {
         let (aside, version) = self.copy_to_reserved("orphans", inode, remote).await?;
         {
             let mut tree = self.tree.lock();
-            inode.state.lock().remote = Some(Remote {
+            let mut state = inode.state.lock();
+            state.remote = Some(Remote {
                 key: aside.clone(),
                 version,
                 modified: None,
                 ..remote.clone()
             });
+            self.keep_open(inode.ino, &state);
+            drop(state);
             self.doom(&mut tree, aside, inode);
         }
         // Its last close may have come meanwhile and have found nothing to delete.

@@ -16,6 +16,7 @@ use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Attempt, Frozen, Inode, InodeState, Remote};
 use crate::fs::journal::record::{Record, SentObject};
+use crate::fs::kept::KeptInode;
 use crate::fs::ops::io::KEPT_BASE_MAX;
 use crate::fs::staging::ContentSource;
 use crate::fs::tree::Tree;
@@ -213,6 +214,15 @@ impl FileSystem {
             let settled = is_in_place && state.is_as_in(frozen);
             let overwrites = state.overwrites.clone().filter(|_| !is_in_place);
             let ino = inode.ino;
+            if settled {
+                let kept = KeptInode {
+                    metadata: frozen.metadata.clone(),
+                    remote: Some(object.clone()),
+                    staged: None,
+                    ..KeptInode::of(&state)
+                };
+                self.keep_open_as(ino, &state, &kept);
+            }
             let said = match &place {
                 Some(_) => {
                     let sent = Record::Sent {
@@ -243,6 +253,7 @@ impl FileSystem {
             if settled {
                 self.forget_changed(ino, &mut state);
             }
+            self.keep_nameless(ino, &state);
         }
         Ok(self.arrived(&mut tree, inode, key, left))
     }
@@ -302,6 +313,7 @@ impl FileSystem {
                     None => {
                         self.record_nameless([Some(durable::sent(&found)), left.clone()])?;
                         state.remote = Some(found);
+                        self.keep_open(inode.ino, &state);
                     }
                 }
                 left

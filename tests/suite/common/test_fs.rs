@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::ops::Deref;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use bucketvol::fs::{
 };
 use bucketvol::store::{Bucket, FileKind, Key, ListEntry, ListRequest, Metadata, Precondition};
 use bytes::Bytes;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -174,7 +177,7 @@ impl TestFs {
         write: WriteOptions,
         time: Arc<dyn Clock>,
     ) -> Self {
-        Self::open_in(bucket, write, simulated_disk(), Some(time), |_| {}).await
+        Self::open_in(bucket, write, simulated_disk(), Some(time), None, |_| {}).await
     }
 
     /// The volume as the next process finds it when this one is killed here and now.
@@ -183,6 +186,38 @@ impl TestFs {
         copy_dir(self.staging.path(), left.path());
         self.close();
         self.open_next(left).await
+    }
+
+    /// The volume as the process has it that takes over from this one, which is killed here and now: whoever has a
+    /// file open notices nothing.
+    pub(crate) async fn after_kill(&self) -> Self {
+        let left = self.another_directory();
+        let memory = self.left_memory();
+        copy_dir(self.staging.path(), left.path());
+        self.close();
+        let (bucket, time) = (Arc::clone(&self.bucket), self.time.clone());
+        Self::open_in(bucket, self.write, left, time, Some(memory), |_| {}).await
+    }
+
+    /// What the process that takes over finds in memory if this one is killed now.
+    fn left_memory(&self) -> OwnedFd {
+        let memory = File::from(self.kept().try_clone_to_owned().unwrap());
+        let mut bytes = vec![0; usize::try_from(memory.metadata().unwrap().len()).unwrap()];
+        memory.read_exact_at(&mut bytes, 0).unwrap();
+        let left = memfd_create("left", MFdFlags::MFD_CLOEXEC).unwrap();
+        File::from(left.try_clone().unwrap())
+            .write_all_at(&bytes, 0)
+            .unwrap();
+        left
+    }
+
+    /// An open file of the process before.
+    pub(crate) fn still_open(&self, file: &OpenFile) -> OpenFile {
+        OpenFile {
+            fs: Arc::clone(&self.fs),
+            ino: file.ino,
+            fh: file.fh,
+        }
     }
 
     /// Likewise, on a disk that has no room for another journal: it goes on with the one there is.
@@ -299,13 +334,13 @@ impl TestFs {
         staging: TempDir,
         tune: impl FnOnce(&mut Settings),
     ) -> Self {
-        Self::open_in(bucket, write, staging, None, tune).await
+        Self::open_in(bucket, write, staging, None, None, tune).await
     }
 
     /// The next process's.
     async fn open_next(&self, staging: TempDir) -> Self {
         let (bucket, time) = (Arc::clone(&self.bucket), self.time.clone());
-        Self::open_in(bucket, self.write, staging, time, |_| {}).await
+        Self::open_in(bucket, self.write, staging, time, None, |_| {}).await
     }
 
     async fn open_in(
@@ -313,6 +348,7 @@ impl TestFs {
         write: WriteOptions,
         staging: TempDir,
         time: Option<Arc<dyn Clock>>,
+        memory: Option<OwnedFd>,
         tune: impl FnOnce(&mut Settings),
     ) -> Self {
         let clock = ManualClock::shared();
@@ -340,9 +376,11 @@ impl TestFs {
             settings.fsync_timeout = NOBODY_GIVES_UP;
         }
         tune(&mut settings);
-        let fs = FileSystem::open(Arc::clone(&bucket), settings)
-            .await
-            .unwrap();
+        let fs = match memory {
+            Some(memory) => FileSystem::resume(Arc::clone(&bucket), settings, memory).await,
+            None => FileSystem::open(Arc::clone(&bucket), settings).await,
+        };
+        let fs = fs.unwrap();
         let opened = Self {
             fs,
             bucket,

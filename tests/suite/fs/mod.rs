@@ -54,4 +54,6 @@ mod together;
 // The same in an order that a seed decides, and a crash at every point of it.
 mod simulation;
 // Two hosts that change the same files at random.
+// A process goes on where another was killed.
+mod restarts;
 mod rivals;

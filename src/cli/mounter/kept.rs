@@ -1,0 +1,144 @@
+//! What outlives this process: connections, what the kernel knows on each, and what it knows of each file system.
+//!
+//! It is stored with the keeper once a mount is ready, by names that the next process finds again: before that, a crash
+//! is a mount that failed.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::filesystems::filed_under;
+use crate::cli::worker::Worker;
+use crate::fs::fuse::connection::LeftConnection;
+use crate::fs::fuse::{Connection, FuseDevice, Session};
+use crate::plugin::bucket::MountError;
+
+/// What the names of descriptors begin with.
+const DEVICE: &str = "fuse-";
+const CONNECTION: &str = "connection-";
+const FILES: &str = "files-";
+
+/// What this process and those before have stored with the keeper.
+#[derive(Debug)]
+pub(super) struct Kept {
+    worker: Arc<Worker>,
+    served: Mutex<Vec<Weak<Connection>>>,
+}
+
+/// A connection that an earlier process has served.
+#[derive(Debug)]
+pub(super) struct Orphaned {
+    pub(super) device: FuseDevice,
+    pub(super) connection: Connection,
+    pub(super) left: LeftConnection,
+}
+
+impl Kept {
+    pub(super) fn new(worker: Arc<Worker>) -> Self {
+        Self {
+            worker,
+            served: Mutex::default(),
+        }
+    }
+
+    /// What a volume's descriptors are called: a name of its own may be longer than is allowed.
+    pub(super) fn label(volume: &str) -> String {
+        filed_under("volume-", &[volume.as_bytes()])
+    }
+
+    /// The labels of the connections that an earlier process has served, but for those that were taken.
+    pub(super) fn labels(&self) -> Vec<String> {
+        let names = self.worker.names().into_iter();
+        let labels = names.filter_map(|name| Some(name.strip_prefix(DEVICE)?.to_owned()));
+        labels.collect()
+    }
+
+    /// Takes the connection of this label, if there is one that can be gone on with.
+    pub(super) fn take(&self, label: &str) -> Option<Orphaned> {
+        let device = self.take_one(DEVICE, label)?;
+        let memory = self.take_one(CONNECTION, label);
+        let reopened = memory.map(Connection::reopen)?;
+        match reopened {
+            Ok((connection, left)) => Some(Orphaned {
+                device: device.into(),
+                connection,
+                left,
+            }),
+            Err(error) => {
+                tracing::error!(label, "a mount of the process before is lost: {error}");
+                self.forget(label);
+                None
+            }
+        }
+    }
+
+    /// Takes what the kernel knows of the file system of this label.
+    pub(super) fn take_files(&self, label: &str) -> Option<OwnedFd> {
+        self.take_one(FILES, label)
+    }
+
+    fn take_one(&self, kind: &str, label: &str) -> Option<OwnedFd> {
+        self.worker.take(&format!("{kind}{label}")).pop()
+    }
+
+    /// From now on the next process can go on with a session.
+    pub(super) fn keep(
+        &self,
+        label: &str,
+        session: &Session,
+        connection: &Arc<Connection>,
+        (files_label, files): (&str, BorrowedFd<'_>),
+    ) -> Result<(), MountError> {
+        use std::os::fd::AsFd;
+        let stored = connection
+            .establish(session.attachment(), session.agreement())
+            .and_then(|()| self.store(FILES, files_label, files))
+            .and_then(|()| self.store(CONNECTION, label, connection.as_fd()))
+            .and_then(|()| self.store(DEVICE, label, session.device()));
+        stored.map_err(|error| {
+            MountError::Refused(format!("the mount cannot be kept for a restart: {error}"))
+        })?;
+        self.serve(connection);
+        Ok(())
+    }
+
+    /// This process serves the connection.
+    pub(super) fn serve(&self, connection: &Arc<Connection>) {
+        let mut served = self.served.lock();
+        served.retain(|connection| connection.strong_count() > 0);
+        served.push(Arc::downgrade(connection));
+    }
+
+    /// The session of this label has ended.
+    pub(super) fn forget(&self, label: &str) {
+        for kind in [DEVICE, CONNECTION] {
+            self.forget_one(kind, label);
+        }
+    }
+
+    /// The file system of this label is closed.
+    pub(super) fn forget_files(&self, label: &str) {
+        self.forget_one(FILES, label);
+    }
+
+    /// This process is about to give way to the next.
+    pub(super) fn hand_over(&self) {
+        for connection in self.served.lock().iter().filter_map(Weak::upgrade) {
+            connection.hand_over();
+        }
+    }
+
+    fn store(&self, kind: &str, label: &str, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        let name = format!("{kind}{label}");
+        // One descriptor by each name, whoever stored one before.
+        self.worker.keeper().forget(&name)?;
+        self.worker.keeper().store(&name, &[fd])
+    }
+
+    fn forget_one(&self, kind: &str, label: &str) {
+        if let Err(error) = self.worker.keeper().forget(&format!("{kind}{label}")) {
+            tracing::warn!(label, %error, "the keeper goes on keeping what is no more");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What a later process has to know of a connection of the kernel, kept in shared memory: what was agreed, how often
+//! the kernel was told of each inode, and which requests were begun again after a crash.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::handshake::Agreement;
+use super::mount::Attachment;
+use super::mountinfo::Device;
+use crate::fs::kept::table::{Row, Table};
+
+/// Kinds of rows: what was agreed, how often the kernel was told of an inode, a request that was begun again, the
+/// highest number of a request, that the process has handed over.
+const TERMS: u8 = 1;
+const LOOKUPS: u8 = 2;
+const REQUEST: u8 = 3;
+const LAST: u8 = 4;
+const EPOCH: u8 = 5;
+const HANDED_OVER: u8 = 6;
+
+/// Request numbers that pass before the highest is written down again.
+const LAST_STEP: u64 = 1 << 11;
+
+/// One connection's rows.
+#[derive(Debug)]
+pub struct Connection {
+    table: Table,
+    epoch: u64,
+    /// Requests that were in hand at a crash, begun again, and in hand at the next.
+    poisonous: Mutex<HashSet<u64>>,
+    last_request: AtomicU64,
+}
+
+/// What an earlier process has left of a connection.
+#[derive(Debug)]
+pub struct LeftConnection {
+    /// What was agreed.
+    pub terms: Terms,
+    /// How often the kernel was told of each inode.
+    pub(super) lookups: Vec<(u64, u64)>,
+}
+
+/// What holds of a connection for as long as it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    mountpoint: Vec<u8>,
+    major: u32,
+    minor: u32,
+    by_helper: bool,
+    agreement: Agreement,
+}
+
+impl Terms {
+    /// What the kernel and we have agreed on.
+    pub fn agreement(&self) -> &Agreement {
+        &self.agreement
+    }
+
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> PathBuf {
+        OsString::from_vec(self.mountpoint.clone()).into()
+    }
+
+    /// The connection's place.
+    pub fn attachment(&self) -> Result<Attachment, super::AttachError> {
+        let device = Device {
+            major: self.major,
+            minor: self.minor,
+        };
+        Attachment::adopt(&self.mountpoint(), device, self.by_helper)
+    }
+}
+
+impl Connection {
+    /// A connection that nothing was said on.
+    pub fn new() -> io::Result<Self> {
+        let table = Table::new()?;
+        let epoch = Uuid::new_v4().as_u64_pair().0;
+        table.put(EPOCH, 0, &epoch.to_le_bytes())?;
+        Ok(Self::of(table, epoch))
+    }
+
+    fn of(table: Table, epoch: u64) -> Self {
+        Self {
+            table,
+            epoch,
+            poisonous: Mutex::default(),
+            last_request: AtomicU64::new(0),
+        }
+    }
+
+    /// Goes on with the rows of an earlier process.
+    pub fn reopen(memory: OwnedFd) -> io::Result<(Self, LeftConnection)> {
+        let (table, rows) = Table::reopen(memory)?;
+        let (mut terms, mut epoch, mut last) = (None, None, 0);
+        let (mut lookups, mut begun_again) = (Vec::new(), HashSet::new());
+        let mut was_handed_over = false;
+        for Row { kind, id, bytes } in rows {
+            match kind {
+                TERMS => terms = Some(postcard::from_bytes(&bytes).map_err(|_| unreadable())?),
+                LOOKUPS => lookups.push((id, number(bytes)?)),
+                REQUEST => {
+                    begun_again.insert(id);
+                }
+                LAST => last = number(bytes)?,
+                EPOCH => epoch = Some(number(bytes)?),
+                HANDED_OVER => was_handed_over = true,
+                _ => return Err(unreadable()),
+            }
+        }
+        let connection = Self::of(table, epoch.ok_or_else(unreadable)?);
+        if was_handed_over {
+            // What was in hand then is to blame for nothing.
+            for request in begun_again.drain() {
+                connection.note(connection.table.remove(REQUEST, request));
+            }
+            connection.note(connection.table.remove(HANDED_OVER, 0));
+        }
+        *connection.poisonous.lock() = begun_again;
+        connection.last_request.store(last, Ordering::Relaxed);
+        let terms = terms.ok_or_else(unreadable)?;
+        Ok((connection, LeftConnection { terms, lookups }))
+    }
+
+    /// The connection is mounted, and this is what was agreed.
+    pub fn establish(&self, attachment: &Attachment, agreement: &Agreement) -> io::Result<()> {
+        let device = attachment.device();
+        let terms = Terms {
+            mountpoint: attachment.path().as_os_str().as_bytes().to_vec(),
+            major: device.major,
+            minor: device.minor,
+            by_helper: attachment.is_by_helper(),
+            agreement: agreement.clone(),
+        };
+        let bytes = postcard::to_stdvec(&terms).map_err(io::Error::other)?;
+        self.table.put(TERMS, 0, &bytes)
+    }
+
+    /// This process is about to end by itself: what it has not answered is not what ends it.
+    pub fn hand_over(&self) {
+        self.note(self.table.put(HANDED_OVER, 0, &[]));
+    }
+
+    /// A number that no other connection has.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// A number close to that of the last request.
+    pub fn last_request(&self) -> u64 {
+        self.last_request.load(Ordering::Relaxed)
+    }
+
+    /// A request has come.
+    pub(super) fn note_request(&self, unique: u64) {
+        let noted = self.last_request();
+        if unique >= noted + LAST_STEP
+            && self
+                .last_request
+                .compare_exchange(noted, unique, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            self.note(self.table.put(LAST, 0, &unique.to_le_bytes()));
+        }
+    }
+
+    /// A request that was in hand when the process before ended is begun again. `false`: it was in hand at the crash
+    /// before, too, and is not to bring this process down.
+    pub(super) fn begin_again(&self, unique: u64) -> bool {
+        if self.poisonous.lock().remove(&unique) {
+            self.answered(unique);
+            return false;
+        }
+        self.note(self.table.put(REQUEST, unique, &[]));
+        true
+    }
+
+    /// A request that was begun again is answered.
+    pub(super) fn answered(&self, unique: u64) {
+        self.note(self.table.remove(REQUEST, unique));
+    }
+
+    /// The kernel was told of an inode so many times; 0: it has forgotten it.
+    pub(super) fn keep_lookups(&self, ino: u64, times: u64) {
+        self.note(match times {
+            0 => self.table.remove(LOOKUPS, ino),
+            times => self.table.put(LOOKUPS, ino, &times.to_le_bytes()),
+        });
+    }
+
+    fn note(&self, written: io::Result<()>) {
+        if let Err(error) = written {
+            tracing::error!(%error, "no memory for what a restart needs of a connection");
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.table.as_fd()
+    }
+}
+
+fn number(bytes: Vec<u8>) -> io::Result<u64> {
+    let bytes = bytes.try_into().map_err(|_| unreadable())?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn unreadable() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "what an earlier process has kept of a connection cannot be read",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn killed(connection: &Connection) -> Connection {
+        let memory = connection.as_fd().try_clone_to_owned().unwrap();
+        Connection::reopen(memory).unwrap().0
+    }
+
+    fn connection() -> Connection {
+        let connection = Connection::new().unwrap();
+        let terms = Terms {
+            mountpoint: b"/m".to_vec(),
+            major: 0,
+            minor: 7,
+            by_helper: false,
+            agreement: Agreement::default(),
+        };
+        let bytes = postcard::to_stdvec(&terms).unwrap();
+        connection.table.put(TERMS, 0, &bytes).unwrap();
+        connection
+    }
+
+    #[test]
+    fn a_request_in_hand_at_two_crashes_in_a_row_is_not_begun_a_third_time() {
+        let second = killed(&connection());
+        assert!(second.begin_again(8) && second.begin_again(10));
+        second.answered(10);
+        let third = killed(&second);
+        assert!(!third.begin_again(8));
+        assert!(third.begin_again(10));
+        let fourth = killed(&third);
+        assert!(fourth.begin_again(8), "it was answered");
+    }
+
+    #[test]
+    fn a_process_that_hands_over_was_not_brought_down_by_its_requests() {
+        let second = killed(&connection());
+        assert!(second.begin_again(8));
+        second.hand_over();
+        let third = killed(&second);
+        assert!(third.begin_again(8));
+        let fourth = killed(&third);
+        assert!(!fourth.begin_again(8));
+    }
+
+    #[test]
+    fn the_kernels_counts_and_the_epoch_go_on() {
+        let first = connection();
+        first.keep_lookups(5, 2);
+        first.keep_lookups(6, 1);
+        first.keep_lookups(6, 0);
+        first.note_request(LAST_STEP * 3);
+        let memory = first.as_fd().try_clone_to_owned().unwrap();
+        let (second, left) = Connection::reopen(memory).unwrap();
+        assert_eq!(left.lookups, [(5, 2)]);
+        assert_eq!(second.epoch(), first.epoch());
+        assert_eq!(second.last_request(), LAST_STEP * 3);
+        assert_eq!(left.terms.mountpoint(), PathBuf::from("/m"));
+    }
+}

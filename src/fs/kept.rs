@@ -1,0 +1,258 @@
+//! What the kernel knows of a volume, kept in shared memory: a process that takes over from one that was killed goes
+//! on with the same inode numbers and the same open files.
+//!
+//! What is not in the bucket yet is the journal's, and where both have something the journal is right. A row is written
+//! before the kernel is told of what it is about; an open inode is in the journal or has a row of its own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use self::table::{Row, Table};
+use super::attr::Attr;
+use super::extents::Extent;
+use super::inode::InodeState;
+use super::journal::record::SentObject;
+use super::request::RequestId;
+use super::tree::ROOT;
+use crate::store::Metadata;
+
+pub(crate) mod table;
+
+/// Kinds of rows: where an inode is, what an open one is, what an open file is, which numbers are given.
+const NODE: u8 = 1;
+const INODE: u8 = 2;
+const HANDLE: u8 = 3;
+const NUMBERS: u8 = 4;
+
+/// A node row's first byte.
+const IS_DIRECTORY: u8 = 1;
+const HAS_PLACE: u8 = 2;
+
+/// The rows of one volume.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    table: Table,
+    /// A row could not be written.
+    is_broken: AtomicBool,
+}
+
+/// What an earlier process has kept.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOpen {
+    /// The inodes that the kernel knew.
+    pub(crate) nodes: HashMap<u64, KeptNode>,
+    /// Those of them that were open and that the journal may not have.
+    pub(crate) inodes: HashMap<u64, KeptInode>,
+    /// The open files and directories.
+    pub(crate) handles: BTreeMap<u64, KeptHandle>,
+    /// No number above this was given to an inode.
+    pub(crate) last_ino: u64,
+}
+
+/// Where an inode is in the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeptNode {
+    pub(crate) is_directory: bool,
+    /// `None`: it has lost its name.
+    pub(crate) place: Option<(u64, String)>,
+}
+
+/// What an open inode is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptInode {
+    pub(crate) attr: Attr,
+    pub(crate) metadata: Metadata,
+    pub(crate) remote: Option<SentObject>,
+    pub(crate) lineage: u32,
+    /// Its staging file, if it has one.
+    pub(crate) staged: Option<KeptContent>,
+}
+
+/// What of an inode's content is in its staging file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptContent {
+    pub(crate) base_len: u64,
+    pub(crate) extents: Vec<Extent>,
+}
+
+/// What a `fh` of the kernel means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptHandle {
+    pub(crate) ino: u64,
+    pub(crate) is_directory: bool,
+    pub(crate) writable: bool,
+    pub(crate) lineage: u32,
+    /// The request that opened it: if it is sent again, this is what it is to be answered.
+    pub(crate) request: Option<RequestId>,
+}
+
+impl Kept {
+    /// No rows.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self::of(Table::new()?))
+    }
+
+    /// Goes on with the rows of an earlier process. An error says that they cannot be read.
+    pub(crate) fn reopen(memory: OwnedFd) -> io::Result<(Self, LeftOpen)> {
+        let (table, rows) = Table::reopen(memory)?;
+        Ok((Self::of(table), LeftOpen::of(rows)?))
+    }
+
+    fn of(table: Table) -> Self {
+        Self {
+            table,
+            is_broken: AtomicBool::new(false),
+        }
+    }
+
+    /// The kernel knows an inode, which is here; `None`: it has no name.
+    pub(crate) fn node(&self, ino: u64, is_directory: bool, place: Option<(u64, &str)>) {
+        let mut flags = 0;
+        if is_directory {
+            flags |= IS_DIRECTORY;
+        }
+        if place.is_some() {
+            flags |= HAS_PLACE;
+        }
+        let (parent, name) = place.unwrap_or((0, ""));
+        let mut bytes = Vec::with_capacity(9 + name.len());
+        bytes.push(flags);
+        bytes.extend(parent.to_le_bytes());
+        bytes.extend(name.as_bytes());
+        self.put(NODE, ino, &bytes);
+    }
+
+    /// The kernel has forgotten an inode.
+    pub(crate) fn forget(&self, ino: u64) {
+        self.remove(NODE, ino);
+    }
+
+    /// An open inode is this.
+    pub(crate) fn inode(&self, ino: u64, inode: &KeptInode) {
+        self.put_as(INODE, ino, inode);
+    }
+
+    /// An inode was closed for the last time.
+    pub(crate) fn closed(&self, ino: u64) {
+        self.remove(INODE, ino);
+    }
+
+    /// A file or directory was opened.
+    pub(crate) fn opened(&self, fh: u64, handle: &KeptHandle) {
+        self.put_as(HANDLE, fh, handle);
+    }
+
+    /// It was closed.
+    pub(crate) fn released(&self, fh: u64) {
+        self.remove(HANDLE, fh);
+    }
+
+    /// Numbers up to `last` may be given to inodes.
+    pub(crate) fn reserve_numbers(&self, last: u64) {
+        self.put(NUMBERS, 0, &last.to_le_bytes());
+    }
+
+    fn put_as(&self, kind: u8, id: u64, row: &impl Serialize) {
+        match postcard::to_stdvec(row) {
+            Ok(bytes) => self.put(kind, id, &bytes),
+            Err(error) => self.note(Err(io::Error::other(error))),
+        }
+    }
+
+    fn put(&self, kind: u8, id: u64, bytes: &[u8]) {
+        self.note(self.table.put(kind, id, bytes));
+    }
+
+    fn remove(&self, kind: u8, id: u64) {
+        self.note(self.table.remove(kind, id));
+    }
+
+    /// Serving goes on without: what suffers is the next restart.
+    fn note(&self, written: io::Result<()>) {
+        if let Err(error) = written
+            && !self.is_broken.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(%error, "no memory for what a restart needs: files that are open then may be lost to it");
+        }
+    }
+}
+
+impl AsFd for Kept {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.table.as_fd()
+    }
+}
+
+impl KeptInode {
+    /// An inode as it is.
+    pub(crate) fn of(state: &InodeState) -> Self {
+        Self {
+            attr: state.attr,
+            metadata: state.metadata.clone(),
+            remote: state.remote.as_ref().map(super::durable::sent),
+            lineage: state.lineage,
+            staged: state.staged.as_ref().map(|staged| KeptContent {
+                base_len: staged.map().base_len(),
+                extents: staged.map().extents().copied().collect(),
+            }),
+        }
+    }
+}
+
+impl LeftOpen {
+    /// Whether the root's attributes are among it.
+    pub(crate) fn has_root(&self) -> bool {
+        self.inodes.contains_key(&ROOT)
+    }
+
+    fn of(rows: Vec<Row>) -> io::Result<Self> {
+        let mut left = Self::default();
+        for Row { kind, id, bytes } in rows {
+            match kind {
+                NODE => {
+                    left.last_ino = left.last_ino.max(id);
+                    left.nodes.insert(id, node_of(&bytes)?);
+                }
+                INODE => {
+                    left.inodes.insert(id, read(&bytes)?);
+                }
+                HANDLE => {
+                    left.handles.insert(id, read(&bytes)?);
+                }
+                NUMBERS => {
+                    let last = bytes.try_into().map_err(|_| unreadable())?;
+                    left.last_ino = left.last_ino.max(u64::from_le_bytes(last));
+                }
+                _ => return Err(unreadable()),
+            }
+        }
+        Ok(left)
+    }
+}
+
+fn node_of(bytes: &[u8]) -> io::Result<KeptNode> {
+    let (flags, rest) = bytes.split_first().ok_or_else(unreadable)?;
+    let (parent, name) = rest.split_first_chunk().ok_or_else(unreadable)?;
+    let name = std::str::from_utf8(name).map_err(|_| unreadable())?;
+    let place = (u64::from_le_bytes(*parent), name.to_owned());
+    Ok(KeptNode {
+        is_directory: flags & IS_DIRECTORY != 0,
+        place: (flags & HAS_PLACE != 0).then_some(place),
+    })
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(bytes).map_err(|_| unreadable())
+}
+
+fn unreadable() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "what an earlier process has kept of its open files cannot be read",
+    )
+}

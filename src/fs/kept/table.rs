@@ -1,0 +1,306 @@
+//! Rows in shared memory, which outlive a process that is killed.
+//!
+//! The memory is a memfd of slots of 64 bytes, written with pwrite(2): a slot lies in one page, and of what is written
+//! into one page a kill leaves all or nothing. A row is a head slot, and slots that go on where its bytes do not fit.
+//! They are written first, so that the head is the commit.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use parking_lot::Mutex;
+
+/// Bytes of a slot.
+pub(crate) const SLOT: usize = 64;
+
+/// What a head slot has before its bytes: the row's kind, three bytes that are 0, the next slot (4), the row's number
+/// (8), the length (4).
+const HEAD: usize = 20;
+
+/// What a slot that goes on has: [`FURTHER`], three bytes that are 0, the next slot (4).
+const MORE: usize = 8;
+
+/// The kind of a slot that is not in use, and of one that goes on. No row is of these.
+const UNUSED: u8 = 0;
+const FURTHER: u8 = u8::MAX;
+
+/// The first slot says what this is, and in which format.
+const MAGIC: [u8; 8] = *b"bvtable\0";
+pub(crate) const FORMAT: u32 = 1;
+
+/// Rows by kind and number.
+#[derive(Debug)]
+pub(crate) struct Table {
+    file: File,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    heads: HashMap<(u8, u64), u32>,
+    /// The further slots of rows that have any, by their heads.
+    further: HashMap<u32, Vec<u32>>,
+    free: Vec<u32>,
+    /// Slots that the memory has.
+    len: u32,
+}
+
+/// A row as an earlier process has written it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) kind: u8,
+    pub(crate) id: u64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Table {
+    /// An empty one.
+    pub(crate) fn new() -> io::Result<Self> {
+        let file: File = memfd_create("bucketvol", MFdFlags::MFD_CLOEXEC)?.into();
+        let mut first = [0; SLOT];
+        first[..8].copy_from_slice(&MAGIC);
+        first[8..12].copy_from_slice(&FORMAT.to_ne_bytes());
+        file.write_all_at(&first, 0)?;
+        let slots = Slots {
+            len: 1,
+            ..Slots::default()
+        };
+        Ok(Self {
+            file,
+            slots: Mutex::new(slots),
+        })
+    }
+
+    /// Goes on with the memory of an earlier process, and returns what that has written.
+    pub(crate) fn reopen(memory: OwnedFd) -> io::Result<(Self, Vec<Row>)> {
+        let file: File = memory.into();
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, 0)?;
+        let (slots, rows) = read(&bytes)?;
+        let slots = Mutex::new(slots);
+        Ok((Self { file, slots }, rows))
+    }
+
+    /// Writes a row, in place of the one there is of this kind and number.
+    pub(crate) fn put(&self, kind: u8, id: u64, bytes: &[u8]) -> io::Result<()> {
+        let total = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        let (here, rest) = bytes.split_at(bytes.len().min(SLOT - HEAD));
+        let mut slots = self.slots.lock();
+        let further = self.write_further(&mut slots, rest)?;
+        let mut head = [0; SLOT];
+        head[0] = kind;
+        head[4..8].copy_from_slice(&further.first().copied().unwrap_or(0).to_ne_bytes());
+        head[8..16].copy_from_slice(&id.to_ne_bytes());
+        head[16..HEAD].copy_from_slice(&total.to_ne_bytes());
+        head[HEAD..][..here.len()].copy_from_slice(here);
+        let at = match slots.heads.get(&(kind, id)) {
+            Some(at) => *at,
+            None => slots.take(),
+        };
+        self.write_slot(at, &head)?;
+        slots.heads.insert((kind, id), at);
+        slots.set_further(at, further);
+        Ok(())
+    }
+
+    /// Removes a row, if it is there.
+    pub(crate) fn remove(&self, kind: u8, id: u64) -> io::Result<()> {
+        let mut slots = self.slots.lock();
+        let Some(at) = slots.heads.get(&(kind, id)).copied() else {
+            return Ok(());
+        };
+        self.write_slot(at, &[0; SLOT])?;
+        slots.heads.remove(&(kind, id));
+        slots.set_further(at, Vec::new());
+        slots.free.push(at);
+        Ok(())
+    }
+
+    /// Bytes of shared memory.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> u64 {
+        u64::from(self.slots.lock().len) * SLOT as u64
+    }
+
+    fn write_further(&self, slots: &mut Slots, bytes: &[u8]) -> io::Result<Vec<u32>> {
+        let pieces: Vec<&[u8]> = bytes.chunks(SLOT - MORE).collect();
+        let places: Vec<u32> = pieces.iter().map(|_| slots.take()).collect();
+        for (i, piece) in pieces.iter().enumerate() {
+            let mut slot = [0; SLOT];
+            let next = places.get(i + 1).copied().unwrap_or(0);
+            slot[0] = FURTHER;
+            slot[4..MORE].copy_from_slice(&next.to_ne_bytes());
+            slot[MORE..][..piece.len()].copy_from_slice(piece);
+            self.write_slot(places[i], &slot)?;
+        }
+        Ok(places)
+    }
+
+    fn write_slot(&self, at: u32, slot: &[u8; SLOT]) -> io::Result<()> {
+        self.file.write_all_at(slot, u64::from(at) * SLOT as u64)
+    }
+}
+
+impl AsFd for Table {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Slots {
+    fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.len += 1;
+            self.len - 1
+        })
+    }
+
+    fn set_further(&mut self, head: u32, further: Vec<u32>) {
+        let before = if further.is_empty() {
+            self.further.remove(&head)
+        } else {
+            self.further.insert(head, further)
+        };
+        self.free.extend(before.into_iter().flatten());
+    }
+}
+
+fn read(bytes: &[u8]) -> io::Result<(Slots, Vec<Row>)> {
+    let unreadable = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    if bytes.get(..8) != Some(&MAGIC[..]) || bytes.get(8..12) != Some(&FORMAT.to_ne_bytes()[..]) {
+        return Err(unreadable(
+            "the shared memory has a format of another release",
+        ));
+    }
+    // What a kill has cut off at the end was committed by nothing.
+    let all: Vec<&[u8]> = bytes.chunks_exact(SLOT).collect();
+    let mut slots = Slots {
+        len: u32::try_from(all.len()).map_err(io::Error::other)?,
+        ..Slots::default()
+    };
+    let mut is_used = vec![false; all.len()];
+    is_used[0] = true;
+    let mut rows = Vec::new();
+    for (at, head) in (0..slots.len).zip(&all).skip(1) {
+        let kind = head[0];
+        if matches!(kind, UNUSED | FURTHER) {
+            continue;
+        }
+        is_used[at as usize] = true;
+        let total = u32::from_ne_bytes([head[16], head[17], head[18], head[19]]) as usize;
+        let id = u64::from_ne_bytes([
+            head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
+        ]);
+        let mut bytes = head[HEAD..][..total.min(SLOT - HEAD)].to_vec();
+        let mut further = Vec::new();
+        let mut next = number(head);
+        while bytes.len() < total {
+            let (Some(slot), Some(used)) = (all.get(next as usize), is_used.get_mut(next as usize))
+            else {
+                return Err(unreadable("a row of the shared memory leads nowhere"));
+            };
+            if slot[0] != FURTHER || std::mem::replace(used, true) {
+                return Err(unreadable("a row of the shared memory is not whole"));
+            }
+            bytes.extend_from_slice(&slot[MORE..][..(total - bytes.len()).min(SLOT - MORE)]);
+            further.push(next);
+            next = number(slot);
+        }
+        slots.heads.insert((kind, id), at);
+        slots.set_further(at, further);
+        rows.push(Row { kind, id, bytes });
+    }
+    let unused = (0..slots.len).zip(is_used).filter(|(_, is_used)| !is_used);
+    slots.free = unused.map(|(at, _)| at).collect();
+    Ok((slots, rows))
+}
+
+/// The next slot, as a slot says.
+fn number(slot: &[u8]) -> u32 {
+    u32::from_ne_bytes([slot[4], slot[5], slot[6], slot[7]])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn reopened(table: &Table) -> (Table, Vec<Row>) {
+        Table::reopen(table.as_fd().try_clone_to_owned().unwrap()).unwrap()
+    }
+
+    proptest! {
+        /// Whatever was written and removed, the next process finds what is there, and goes on with it.
+        #[test]
+        fn rows_are_what_was_written_last(
+            steps in prop::collection::vec((1_u8..4, 0_u64..6, prop::option::of(0_usize..300), any::<bool>()), 1..60)
+        ) {
+            let mut table = Table::new().unwrap();
+            let mut expected = BTreeMap::new();
+            for (i, (kind, id, len, reopen)) in steps.into_iter().enumerate() {
+                match len {
+                    Some(len) => {
+                        let bytes = vec![u8::try_from(i).unwrap(); len];
+                        table.put(kind, id, &bytes).unwrap();
+                        expected.insert((kind, id), bytes);
+                    }
+                    None => {
+                        table.remove(kind, id).unwrap();
+                        expected.remove(&(kind, id));
+                    }
+                }
+                if reopen {
+                    table = reopened(&table).0;
+                }
+            }
+            let rows = reopened(&table).1.into_iter();
+            let found: BTreeMap<_, _> = rows.map(|row| ((row.kind, row.id), row.bytes)).collect();
+            prop_assert_eq!(found, expected);
+            // 18 rows of at most 7 slots, one that is written beside, and the first.
+            prop_assert!(table.bytes() <= (18 * 7 + 6 + 1) * SLOT as u64);
+        }
+
+        #[test]
+        fn whatever_the_memory_holds_it_is_read_or_refused(garbage in prop::collection::vec(any::<u8>(), 0..640)) {
+            let mut bytes = vec![0; SLOT];
+            bytes[..8].copy_from_slice(&MAGIC);
+            bytes[8..12].copy_from_slice(&FORMAT.to_ne_bytes());
+            bytes.extend(garbage);
+            let _ = read(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_row_that_was_not_committed_is_not_there() {
+        let table = Table::new().unwrap();
+        table.put(1, 7, &[1; 100]).unwrap();
+        // Killed before the head was written.
+        let mut slots = table.slots.lock();
+        table.write_further(&mut slots, &[2; 56]).unwrap();
+        drop(slots);
+        let (again, rows) = reopened(&table);
+        assert_eq!(
+            rows,
+            [Row {
+                kind: 1,
+                id: 7,
+                bytes: vec![1; 100]
+            }]
+        );
+        assert_eq!(again.slots.lock().free.len(), 1);
+    }
+
+    #[test]
+    fn memory_of_another_release_is_refused() {
+        let table = Table::new().unwrap();
+        table.file.write_all_at(&[9], 8).unwrap();
+        assert!(Table::reopen(table.as_fd().try_clone_to_owned().unwrap()).is_err());
+    }
+}

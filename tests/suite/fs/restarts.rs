@@ -1,0 +1,258 @@
+//! A process takes over from one that was killed: the kernel still knows its inodes by their numbers and its open files
+//! by theirs.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bucketvol::config::options::{Conflicts, WriteOptions};
+use bucketvol::fs::{FileSystem, FsError, IfExists, RequestId};
+
+use super::faults::faulty_bucket;
+use crate::common::fault_store::Outage;
+use crate::common::test_fs::{CALLER, PART, ROOT, TestFs, pattern};
+
+on_each_store! {
+    async fn a_file_that_is_open_goes_on_being_read(fs: TestFs) {
+        fs.put_object("d/a", &pattern(300_000)).await;
+        let file = fs.open("d/a").await.unwrap();
+        let fs = fs.after_kill().await.after_kill().await;
+        let file = fs.still_open(&file);
+        assert!(file.read_all().await.unwrap() == pattern(300_000));
+        assert_eq!(fs.ino("d/a").await.unwrap(), file.ino);
+        assert_eq!(fs.getattr(file.ino).await.unwrap().0.size, 300_000);
+        file.close().await.unwrap();
+        assert_eq!(fs.status().pending, []);
+    }
+}
+
+on_each_store! {
+    async fn a_file_that_is_open_goes_on_being_written(fs: TestFs) {
+        fs.put_object("a", &pattern(300_000)).await;
+        let (old, new) = (fs.open("a").await.unwrap(), fs.create("b").await.unwrap());
+        old.write_at(100, b"changed").unwrap();
+        new.write_at(0, b"one").unwrap();
+        let fs = fs.after_kill().await;
+        let (old, new) = (fs.still_open(&old), fs.still_open(&new));
+        old.write_at(200, b"once more").unwrap();
+        new.write_at(3, b"two").unwrap();
+        let fs = fs.after_kill().await;
+        let (old, new) = (fs.still_open(&old), fs.still_open(&new));
+        let mut expected = pattern(300_000);
+        expected[100..107].copy_from_slice(b"changed");
+        expected[200..209].copy_from_slice(b"once more");
+        assert!(old.read_all().await.unwrap() == expected);
+        assert_eq!(new.read_all().await.unwrap(), b"onetwo");
+        old.close().await.unwrap();
+        new.close().await.unwrap();
+        assert!(fs.object("a").await.unwrap() == expected);
+        assert_eq!(fs.object("b").await.unwrap(), b"onetwo");
+    }
+}
+
+on_each_store! {
+    async fn a_file_without_changes_is_open_through_its_upload_and_a_kill(fs: TestFs) {
+        let file = fs.create("a").await.unwrap();
+        file.write_at(0, pattern(70_000)).unwrap();
+        file.fsync().await.unwrap();
+        fs.drained().await;
+        let fs = fs.after_kill().await;
+        let file = fs.still_open(&file);
+        assert!(file.read_all().await.unwrap() == pattern(70_000));
+        file.write_at(1, b"!").unwrap();
+        file.close().await.unwrap();
+        let fs = fs.after_kill().await;
+        assert_eq!(fs.read("a").await.unwrap()[1], b'!');
+        assert_eq!(fs.object("a").await.unwrap().len(), 70_000);
+    }
+}
+
+on_each_store! {
+    async fn a_file_without_a_name_lives_until_it_is_closed(fs: TestFs) {
+        fs.put_object("clean", &pattern(300_000)).await;
+        fs.put_object("changed", &pattern(300_000)).await;
+        let names = ["clean", "changed", "new"];
+        fs.create("new").await.unwrap().close().await.unwrap();
+        let mut files = Vec::new();
+        for name in names {
+            files.push(fs.open(name).await.unwrap());
+        }
+        files[1].write_at(5, b"before").unwrap();
+        for name in names {
+            fs.unlink(name).await.unwrap();
+        }
+        files[2].write_at(0, b"after").unwrap();
+        let mut fs = fs.after_kill().await;
+        for _ in 0..2 {
+            let open: Vec<_> = files.iter().map(|file| fs.still_open(file)).collect();
+            for name in names {
+                assert!(matches!(fs.ino(name).await, Err(FsError::NoEntry)));
+            }
+            assert!(open[0].read_all().await.unwrap() == pattern(300_000));
+            assert_eq!(open[1].read_at(4, 8).await.unwrap(), [&pattern(5)[4..], b"before", &pattern(12)[11..]].concat());
+            assert_eq!(open[2].read_all().await.unwrap(), b"after");
+            open[2].write_at(0, b"AFTER").unwrap();
+            open[2].write_at(0, b"after").unwrap();
+            fs = fs.after_kill().await;
+        }
+        for file in &files {
+            fs.still_open(file).close().await.unwrap();
+        }
+        fs.drained().await;
+        assert_eq!(fs.keys().await, [""; 0]);
+        fs.eventually(async || fs.staged_bytes() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_another_one_replaced_lives_until_it_is_closed() {
+    let fs = TestFs::memory().await;
+    fs.write("a", b"old").await.unwrap();
+    let old = fs.open("a").await.unwrap();
+    fs.write("b", b"new").await.unwrap();
+    fs.rename("b", "a").await.unwrap();
+    let fs = fs.after_kill().await;
+    let old = fs.still_open(&old);
+    assert_eq!(old.read_all().await.unwrap(), b"old");
+    assert_eq!(fs.read("a").await.unwrap(), b"new");
+    old.close().await.unwrap();
+    fs.drained().await;
+    assert_eq!(fs.keys().await, ["a"]);
+}
+
+on_each_store! {
+    async fn inodes_keep_their_numbers_wherever_they_are(fs: TestFs) {
+        fs.mkdir("d").await.unwrap();
+        fs.mkdir("d/e").await.unwrap();
+        fs.write("d/e/a", b"a").await.unwrap();
+        fs.write("b", b"b").await.unwrap();
+        fs.drained().await;
+        let a = fs.ino("d/e/a").await.unwrap();
+        let (b, e) = (fs.ino("b").await.unwrap(), fs.ino("d/e").await.unwrap());
+        fs.rename("d/e", "f").await.unwrap();
+        fs.rename("b", "f/c").await.unwrap();
+        let mut fs = fs;
+        for _ in 0..2 {
+            fs = fs.after_kill().await;
+            assert_eq!(fs.ino("f/a").await.unwrap(), a);
+            assert_eq!(fs.ino("f/c").await.unwrap(), b);
+            assert_eq!(fs.ino("f").await.unwrap(), e);
+            assert_eq!(fs.getattr(a).await.unwrap().0.size, 1);
+            fs.drained().await;
+        }
+        fs.write("new", b"").await.unwrap();
+        let new = fs.ino("new").await.unwrap();
+        assert!(new > a.max(b).max(e));
+    }
+}
+
+/// The kernel has bytes of the old one in memory.
+#[tokio::test]
+async fn a_file_that_another_host_replaced_meanwhile_is_not_read_on_as_if_it_were_the_same() {
+    let fs = TestFs::memory().await;
+    fs.put_object("open", &pattern(300_000)).await;
+    fs.put_object("closed", &pattern(10)).await;
+    let open = fs.open("open").await.unwrap();
+    let closed = fs.ino("closed").await.unwrap();
+    fs.put_object("open", &vec![7; 300_000]).await;
+    fs.put_object("closed", &[7; 10]).await;
+    let fs = fs.after_kill().await;
+    let file = fs.still_open(&open);
+    assert!(matches!(file.read_at(0, 10).await, Err(FsError::Stale)));
+    assert!(fs.read("open").await.unwrap() == vec![7; 300_000]);
+    assert_ne!(fs.ino("open").await.unwrap(), open.ino);
+    assert!(fs.had_unknown_pages(closed), "the first open drops them");
+    assert!(!fs.had_unknown_pages(closed));
+    assert_eq!(fs.read("closed").await.unwrap(), [7; 10]);
+}
+
+/// A request of a connection, as the kernel numbers it.
+fn request(unique: u64) -> RequestId {
+    RequestId::new(77, unique)
+}
+
+#[tokio::test]
+async fn an_open_that_was_done_and_comes_again_is_the_same_one() {
+    let fs = TestFs::memory().await;
+    let (name, mode) = (OsStr::new("a"), IfExists::Fail);
+    let made = request(2)
+        .scope(FileSystem::create(&fs, ROOT, name, 0o644, CALLER, mode))
+        .await;
+    let (entry, fh) = made.unwrap();
+    let dir = request(4).scope(fs.opendir(ROOT)).await.unwrap();
+    fs.write_to(fh, b"bytes").unwrap();
+    let fs = fs.after_kill().await;
+    assert!(fs.was_done(request(2)));
+    let again = request(2).scope(fs.create_again(ROOT, name)).await.unwrap();
+    assert_eq!((again.0.ino, again.1), (entry.ino, fh));
+    assert_eq!(request(4).scope(fs.opendir(ROOT)).await.unwrap(), dir);
+    let other = request(6).scope(fs.open_file(entry.ino, true, false));
+    assert!(other.await.unwrap() > fh);
+    // One close is enough.
+    fs.release(fh).await;
+    assert!(fs.write_to(fh, b"closed").is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_holds_up_nobody_who_needs_nothing_of_it() {
+    let (bucket, faults) = faulty_bucket();
+    let fs = TestFs::with(bucket, WriteOptions::default()).await;
+    let file = fs.create("a").await.unwrap();
+    file.write_at(0, b"one").unwrap();
+    faults.out(Outage::Away);
+    let fs = fs.after_kill().await;
+    let file = fs.still_open(&file);
+    file.write_at(3, b"two").unwrap();
+    assert_eq!(file.read_all().await.unwrap(), b"onetwo");
+    faults.end();
+    file.close().await.unwrap();
+    fs.settled().await;
+    assert_eq!(fs.object("a").await.unwrap(), b"onetwo");
+}
+
+#[tokio::test]
+async fn a_large_file_without_a_name_is_read_from_where_its_object_was_brought() {
+    let write = WriteOptions {
+        conflicts: Conflicts::Fail,
+        upload_delay: Duration::ZERO,
+        ..WriteOptions::default()
+    };
+    let fs = TestFs::with(Arc::new(bucketvol::store::Bucket::memory()), write).await;
+    fs.put_object("a", &pattern(2 * PART + 7)).await;
+    let old = fs.open("a").await.unwrap();
+    fs.unlink("a").await.unwrap();
+    fs.write("a", b"another").await.unwrap();
+    fs.drained().await;
+    let fs = fs.after_kill().await;
+    let old = fs.still_open(&old);
+    assert!(old.read_all().await.unwrap() == pattern(2 * PART + 7));
+    old.close().await.unwrap();
+    fs.drained().await;
+    assert_eq!(fs.keys().await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_directory_is_read_on_where_the_reader_was() {
+    let fs = TestFs::memory().await;
+    for i in 0..700 {
+        fs.put_object(&format!("d/{i:04}"), b"").await;
+    }
+    let dir = fs.opendir(fs.ino("d").await.unwrap()).await.unwrap();
+    let first = fs.readdir(dir, 0).await.unwrap();
+    let last = first.last().unwrap();
+    let fs = fs.after_kill().await;
+    let mut names: Vec<String> = first.iter().map(|entry| entry.name.to_string()).collect();
+    let mut at = last.next;
+    loop {
+        let more = fs.readdir(dir, at).await.unwrap();
+        let Some(last) = more.last() else { break };
+        at = last.next;
+        names.extend(more.iter().map(|entry| entry.name.to_string()));
+    }
+    let expected = [".".to_owned(), "..".to_owned()].into_iter();
+    let expected: Vec<_> = expected
+        .chain((0..700).map(|i| format!("{i:04}")))
+        .collect();
+    assert_eq!(names, expected);
+    fs.releasedir(dir);
+}
