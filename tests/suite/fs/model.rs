@@ -54,6 +54,8 @@ enum Op {
     Drain,
     /// Everything believed of the bucket is doubted from here on.
     Crash,
+    /// The process is killed, and another takes over from it: who has a file open notices nothing.
+    Kill,
     LetTtlPass,
     /// Everything is listed.
     List(usize),
@@ -95,6 +97,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (path(), path()).prop_map(|(a, b)| Op::Exchange(a, b)),
         1 => Just(Op::Drain),
         1 => Just(Op::Crash),
+        3 => Just(Op::Kill),
         1 => Just(Op::LetTtlPass),
         1 => path().prop_map(Op::List),
         1 => prop_oneof![Just(Outage::Denied), Just(Outage::Away)].prop_map(Op::StoreDown),
@@ -597,6 +600,7 @@ impl Run {
                 self.fs = self.fs.after_crash().await;
                 self.names_are_durable();
             }
+            Op::Kill => self.kill().await,
             Op::LetTtlPass => self.fs.let_ttl_pass(),
             Op::List(path) => {
                 if self.model.node(PATHS[path]) == Ok(Node::Directory) {
@@ -714,6 +718,20 @@ impl Run {
         self.open.clear();
         self.connection.cut();
         (self.fs.bucket, self.connection) = connect(&self.store, &self.faults);
+    }
+
+    async fn kill(&mut self) {
+        self.up();
+        self.connection.cut();
+        (self.fs.bucket, self.connection) = connect(&self.store, &self.faults);
+        self.fs = self.fs.after_kill().await;
+        for (file, id) in &mut self.open {
+            *file = self.fs.still_open(file);
+            for name in self.model.names_of(*id) {
+                assert_eq!(self.fs.ino(&name).await.unwrap(), file.ino, "{name}");
+            }
+        }
+        self.names_are_durable();
     }
 
     fn up(&mut self) {
