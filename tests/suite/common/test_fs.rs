@@ -184,8 +184,23 @@ impl TestFs {
     pub(crate) async fn after_crash(&self) -> Self {
         let left = self.another_directory();
         copy_dir(self.staging.path(), left.path());
+        let synced = self.synced_in(left.path());
         self.close();
-        self.open_next(left).await
+        let next = self.open_next(left).await;
+        next.synced.lock().extend(synced);
+        next
+    }
+
+    /// What somebody was told that the disk has, as it is in a copy of the staging directory.
+    fn synced_in(&self, left: &Path) -> HashMap<u64, Synced> {
+        let inos: Vec<u64> = self.synced.lock().keys().copied().collect();
+        let synced = inos.into_iter().filter_map(|ino| {
+            let copy = left.join(format!("staging/files/{ino}"));
+            let file = std::fs::metadata(copy).ok()?.ino();
+            let bytes = self.synced_of(ino);
+            Some((ino, Synced { file, bytes }))
+        });
+        synced.collect()
     }
 
     /// The volume as the process has it that takes over from this one, which is killed here and now: whoever has a
@@ -194,9 +209,12 @@ impl TestFs {
         let left = self.another_directory();
         let memory = self.left_memory();
         copy_dir(self.staging.path(), left.path());
+        let synced = self.synced_in(left.path());
         self.close();
         let (bucket, time) = (Arc::clone(&self.bucket), self.time.clone());
-        Self::open_in(bucket, self.write, left, time, Some(memory), |_| {}).await
+        let next = Self::open_in(bucket, self.write, left, time, Some(memory), |_| {}).await;
+        next.synced.lock().extend(synced);
+        next
     }
 
     /// What the process that takes over finds in memory if this one is killed now.

@@ -929,6 +929,26 @@ fn regression_a_file_that_was_never_sent_and_is_gone_stays_so_when_the_host_goes
     ]);
 }
 
+#[test]
+fn regression_bytes_that_the_disk_had_before_a_kill_it_has_after_it() {
+    let write = Op::Write {
+        handle: 0,
+        offset: 0,
+        len: 4000,
+        byte: 1,
+    };
+    let host_crash = |staged| Op::HostCrash { tail: 0, staged };
+    run(vec![
+        Op::Open(0),
+        Op::Open(8),
+        write,
+        Op::Fsync(1),
+        host_crash(Unsynced::Kept),
+        Op::Crash,
+        host_crash(Unsynced::Lost),
+    ]);
+}
+
 /// The names of directories above a file that was sent long ago are the file's too.
 #[test]
 fn regression_an_fsync_of_a_file_that_was_sent_waits_for_the_directories_above_it() {
