@@ -283,7 +283,8 @@ async fn resume(
     let connection = Arc::new(connection);
     let (fs, runtime) = (Arc::clone(lease.filesystem()), Handle::current());
     let adapter = FuseAdapter::resume(fs, runtime, Arc::clone(&connection), left);
-    match Session::resume(adapter, device, attachment, agreement, READY_LIMIT).await {
+    let last = connection.last_request();
+    match Session::resume(adapter, device, attachment, agreement, last, READY_LIMIT).await {
         Ok(session) => {
             kept.serve(&connection);
             Ok(FuseMount::serving(kept, label, session, lease))

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use bucketvol::fs::fuse::mount::{self, AttachError};
 use bucketvol::fs::fuse::mountinfo::{MountEntry, MountTable};
-use bucketvol::fs::fuse::{Attachment, BaseDir, FuseDevice, MountRequest, Session, SessionError};
+use bucketvol::fs::fuse::{
+    Agreement, Attachment, BaseDir, FuseDevice, MountRequest, Session, SessionError,
+};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags,
     ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, Request,
@@ -750,6 +752,29 @@ async fn a_program_whose_request_a_killed_process_had_in_hand_is_answered_by_the
     detach(&dir);
 }
 
+/// It is as if the kernel was older than 6.9: `cat` begins anew what was interrupted.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_kernel_cannot_send_it_again_a_request_in_hand_is_interrupted() {
+    let place = Place::new();
+    let dir = place.dir("m");
+    let reader: Process;
+    let device = FuseDevice::open().unwrap();
+    Attachment::mount(&device, &request(dir.clone())).unwrap();
+    let serve = |work: &str| {
+        let device = OwnedFd::from(device.try_clone().unwrap());
+        let process = helper_with(work, &dir, this_binary(), device.into());
+        process.expect("up");
+        process
+    };
+    let mut first = serve("begin");
+    reader = Process::start(Command::new("cat").arg(dir.join("hello")));
+    first.expect("asked");
+    first.kill();
+    let _next = serve("resume-old");
+    reader.expect("back");
+    detach(&dir);
+}
+
 /// This test binary in another process (and namespace, and user), doing what `helpers` says.
 fn helper(work: &str, path: &Path, command: Command) -> Process {
     helper_with(work, path, command, Stdio::piped())
@@ -788,7 +813,7 @@ async fn helpers() {
             tokio::time::sleep(LIMIT * 6).await;
         }
         // The connection is on stdin.
-        "begin" | "resume" => {
+        "begin" | "resume" | "resume-old" => {
             let device = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
             let table = MountTable::of_self().unwrap();
             let number = table.top_at(&path).unwrap().device;
@@ -797,9 +822,15 @@ async fn helpers() {
             let session = if work == "begin" {
                 Session::run(Hello::new(MUTE), device.into(), attachment, LIMIT).await
             } else {
-                let agreement = serde_json::from_slice(&fs::read(&kept).unwrap()).unwrap();
+                let mut said: serde_json::Value =
+                    serde_json::from_slice(&fs::read(&kept).unwrap()).unwrap();
+                if work == "resume-old" {
+                    // FUSE_HAS_RESEND, in the second flags of the kernel's INIT.
+                    said["request"][40 + 16] = 0.into();
+                }
+                let agreement: Agreement = serde_json::from_value(said).unwrap();
                 let hello = Hello::new("back");
-                Session::resume(hello, device.into(), attachment, agreement, LIMIT).await
+                Session::resume(hello, device.into(), attachment, agreement, 0, LIMIT).await
             };
             let session = session.unwrap();
             let agreement = serde_json::to_vec(session.agreement()).unwrap();

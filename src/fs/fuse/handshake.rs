@@ -32,6 +32,14 @@ const REPLY_FLAGS: [usize; 2] = [REPLY_HEADER + 12, REPLY_HEADER + 32];
 /// Code of the notification that lets the kernel send again what it has no reply to (`FUSE_NOTIFY_RESEND`, since 6.9).
 const NOTIFY_RESEND: i32 = 7;
 
+/// In `flags2` of INIT the kernel says so that it has that notification (`FUSE_HAS_RESEND`).
+const HAS_RESEND: u8 = 1 << 7;
+
+/// Where a kernel without it may have requests that the process before has read: around the last that was noted. It
+/// numbers them by twos, and no more are in hand at once.
+const SWEPT_BEFORE: u64 = 20_000;
+const SWEPT_AFTER: u64 = 4096;
+
 /// What the kernel and we have agreed on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreement {
@@ -42,6 +50,12 @@ pub struct Agreement {
 }
 
 impl Agreement {
+    /// Whether the kernel can send again what it has no reply to: since 6.9.
+    pub fn resends(&self) -> bool {
+        let flags = self.request.get(REQUEST_FLAGS[1]);
+        flags.is_some_and(|flags| flags & HAS_RESEND != 0)
+    }
+
     /// The INIT to replay: it offers no more than was agreed, so that a later release does not take for granted what the
     /// kernel was never told.
     fn narrowed(&self) -> Vec<u8> {
@@ -75,20 +89,48 @@ pub(super) fn begin<F: Filesystem>(
     Ok((session, Agreement { request, reply }))
 }
 
-/// Takes over a connection whose INIT an earlier process has answered. What that one left unanswered comes again.
+/// Takes over a connection whose INIT an earlier process has answered. What that one left unanswered comes again, or
+/// fails with EINTR if the kernel cannot do that: else its callers would wait for ever. `last_request` is close to the
+/// highest number that a request had.
 pub(super) fn resume<F: Filesystem>(
     filesystem: F,
     device: &FuseDevice,
     agreement: &Agreement,
+    last_request: u64,
     config: Config,
 ) -> io::Result<Session<F>> {
     let (session, _) = shake_hands(filesystem, &agreement.narrowed(), config)?;
+    if !agreement.resends() {
+        // Before anything is read: what is read from now on is answered.
+        interrupt(device, last_request)?;
+    }
     take_place(device, &session)?;
-    let mut resend = [0; REPLY_HEADER];
-    resend[..4].copy_from_slice(&16_u32.to_ne_bytes());
-    resend[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
-    nix::unistd::write(device.as_fd(), &resend)?;
+    if agreement.resends() {
+        nix::unistd::write(device.as_fd(), &header(NOTIFY_RESEND, 0))?;
+    }
     Ok(session)
+}
+
+/// Answers EINTR to every request that may have been read and not answered.
+fn interrupt(device: &FuseDevice, last_request: u64) -> io::Result<()> {
+    let first = last_request.saturating_sub(SWEPT_BEFORE) & !1;
+    for unique in (first..last_request + SWEPT_AFTER).step_by(2) {
+        match nix::unistd::write(device.as_fd(), &header(-nix::libc::EINTR, unique)) {
+            // No request of this number waits for a reply.
+            Ok(_) | Err(nix::errno::Errno::ENOENT | nix::errno::Errno::EINVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A reply, or a notification, without a body.
+fn header(error: i32, unique: u64) -> [u8; REPLY_HEADER] {
+    let mut header = [0; REPLY_HEADER];
+    header[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    header[4..8].copy_from_slice(&error.to_ne_bytes());
+    header[8..].copy_from_slice(&unique.to_ne_bytes());
+    header
 }
 
 fn shake_hands<F: Filesystem>(

@@ -114,16 +114,18 @@ impl Session {
     }
 
     /// Goes on with a connection that an earlier process has served until it died, and that somebody has kept. Those
-    /// who waited for its answers get them. On an error the connection stays as it is.
+    /// who waited for its answers get them (or EINTR, on kernels before 6.9: then `last_request` tells which those may
+    /// be). On an error the connection stays as it is.
     pub async fn resume<F: Filesystem>(
         filesystem: F,
         device: FuseDevice,
         attachment: Attachment,
         agreement: Agreement,
+        last_request: u64,
         limit: Duration,
     ) -> Result<Self, SessionError> {
         let deadline = Instant::now() + limit;
-        let begin = Begin::Resumed(agreement);
+        let begin = Begin::Resumed(agreement, last_request);
         Self::start(filesystem, device, attachment, begin, deadline, limit).await
     }
 
@@ -260,8 +262,8 @@ impl Session {
 enum Begin {
     /// The kernel asks its INIT.
     New,
-    /// An earlier process has answered it.
-    Resumed(Agreement),
+    /// An earlier process has answered it, and requests up to about this number.
+    Resumed(Agreement, u64),
 }
 
 /// The session's thread: shakes hands, then serves until the kernel says ENODEV.
@@ -280,8 +282,10 @@ fn serve<F: Filesystem>(
     config.clone_fd = false;
     let begun = match begin {
         Begin::New => handshake::begin(filesystem, &device, config),
-        Begin::Resumed(agreement) => handshake::resume(filesystem, &device, &agreement, config)
-            .map(|session| (session, agreement)),
+        Begin::Resumed(agreement, last_request) => {
+            handshake::resume(filesystem, &device, &agreement, last_request, config)
+                .map(|session| (session, agreement))
+        }
     };
     // The session has a descriptor of its own.
     drop(device);
