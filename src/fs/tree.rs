@@ -74,6 +74,8 @@ struct Node {
     place: Option<Place>,
     /// Times the kernel was told of the inode and has not forgotten it.
     nlookup: u64,
+    /// It has a row for a later process.
+    is_kept: bool,
     directory: Option<Box<Directory>>,
 }
 
@@ -176,6 +178,7 @@ impl Tree {
             inode,
             place: None,
             nlookup: 1,
+            is_kept: false,
             directory: Some(Box::default()),
         };
         Self {
@@ -383,9 +386,11 @@ impl Tree {
             inode: Arc::clone(&inode),
             place: None,
             nlookup: 0,
+            is_kept: true,
             directory: is_directory.then(Box::default),
         };
         self.nodes.insert(ino, node);
+        self.keep(ino);
         inode
     }
 
@@ -553,22 +558,37 @@ impl Tree {
         let Some(node) = self.nodes.get_mut(&ino) else {
             return false;
         };
-        let is_news = node.nlookup == 0;
         node.nlookup += nlookup;
-        if is_news {
+        if !node.is_kept {
+            node.is_kept = true;
             self.keep(ino);
         }
         true
     }
 
+    /// An inode has a row of an earlier process.
+    pub(crate) fn note_kept(&mut self, ino: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.is_kept = true;
+        }
+    }
+
     /// Keeps where an inode is for a later process, if the kernel knows it.
     fn keep(&self, ino: u64) {
         if let Some(node) = self.nodes.get(&ino)
-            && node.nlookup > 0
+            && node.is_kept
         {
             let place = node.place.as_ref();
             let place = place.map(|place| (place.parent, &*place.name));
             self.kept.node(ino, node.directory.is_some(), place);
+        }
+    }
+
+    fn keep_no_more(&mut self, ino: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino)
+            && std::mem::take(&mut node.is_kept)
+        {
+            self.kept.forget(ino);
         }
     }
 
@@ -579,7 +599,7 @@ impl Tree {
         };
         node.nlookup = node.nlookup.saturating_sub(nlookup);
         if ino != ROOT && node.nlookup == 0 {
-            self.kept.forget(ino);
+            self.keep_no_more(ino);
             self.drop_if_idle(ino);
         }
     }
@@ -652,6 +672,7 @@ impl Tree {
                     name: Arc::clone(name),
                 }),
                 nlookup: 0,
+                is_kept: false,
                 directory: is_directory.then(Box::default),
             },
         );
@@ -717,6 +738,7 @@ impl Tree {
         if in_use || (node.place.is_some() && (!crowded || has_children)) {
             return;
         }
+        self.keep_no_more(ino);
         if let Some(place) = self.nodes.remove(&ino).and_then(|node| node.place)
             && let Some(directory) = self.directory_mut(place.parent)
         {

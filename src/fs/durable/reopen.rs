@@ -68,6 +68,7 @@ impl FileSystem {
         }
         for (ino, node) in path.into_iter().rev() {
             if tree.inode(ino).is_some() {
+                tree.note_kept(ino);
                 continue;
             }
             let place = node.place.filter(|(parent, name)| {
@@ -83,6 +84,7 @@ impl FileSystem {
                 Some((parent, name)) => {
                     let name: Arc<str> = Arc::from(name);
                     tree.restore(ino, parent, &name, node.is_directory, self.now());
+                    tree.note_kept(ino);
                     if let Some(inode) = tree.inode(ino) {
                         inode.state.lock().has_unknown_pages = true;
                     }

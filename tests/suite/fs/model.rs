@@ -949,6 +949,24 @@ fn regression_bytes_that_the_disk_had_before_a_kill_it_has_after_it() {
     ]);
 }
 
+/// The directory that had the file's name before is not where it was when the kernel last heard of it.
+#[test]
+fn regression_an_open_file_that_changed_places_keeps_its_number_through_kills() {
+    run_with(
+        Durability::Local,
+        vec![
+            Op::Mkdir(3),
+            Op::Mkdir(1),
+            Op::Drain,
+            Op::Kill,
+            Op::Open(4),
+            Op::Exchange(4, 1),
+            Op::Drain,
+            Op::Kill,
+        ],
+    );
+}
+
 /// The names of directories above a file that was sent long ago are the file's too.
 #[test]
 fn regression_an_fsync_of_a_file_that_was_sent_waits_for_the_directories_above_it() {
