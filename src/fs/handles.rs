@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use super::error::FsError;
 use super::inode::{Inode, InodeState, Linked};
 use super::journal::record::SentObject;
+use super::kept::{Bookmarks, KeptHandle, KeptOpen};
 use super::ops::dir::DirStream;
 use super::readahead::Readahead;
 use super::request::RequestId;
@@ -59,16 +60,29 @@ impl FileHandle {
 #[derive(Debug)]
 pub(crate) struct DirHandle {
     pub(crate) ino: u64,
+    request: Option<RequestId>,
+    pub(crate) bookmarks: Mutex<Bookmarks>,
     /// The one lock held across requests to the store: readers of one open directory take turns.
     pub(crate) stream: tokio::sync::Mutex<DirStream>,
 }
 
 impl DirHandle {
-    /// A description that nothing was read of yet.
-    pub(crate) fn new(ino: u64) -> Self {
+    /// A description that `request` has opened, and that was read up to one of the `bookmarks` by an earlier process.
+    pub(crate) fn new(ino: u64, request: Option<RequestId>, bookmarks: Bookmarks) -> Self {
         Self {
             ino,
+            request,
             stream: tokio::sync::Mutex::default(),
+            bookmarks: Mutex::new(bookmarks),
+        }
+    }
+
+    /// What a later process has to know of it.
+    pub(crate) fn kept(&self) -> KeptHandle {
+        KeptHandle {
+            ino: self.ino,
+            request: self.request,
+            what: KeptOpen::Directory(self.bookmarks.lock().clone()),
         }
     }
 }

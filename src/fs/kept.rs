@@ -81,14 +81,39 @@ pub(crate) struct KeptContent {
 }
 
 /// What a `fh` of the kernel means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeptHandle {
     pub(crate) ino: u64,
-    pub(crate) is_directory: bool,
-    pub(crate) writable: bool,
-    pub(crate) lineage: u32,
     /// The request that opened it: if it is sent again, this is what it is to be answered.
     pub(crate) request: Option<RequestId>,
+    pub(crate) what: KeptOpen,
+}
+
+/// What is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum KeptOpen {
+    File { writable: bool, lineage: u32 },
+    Directory(Bookmarks),
+}
+
+/// After which names a reader of a directory may go on: where it was before the last answer, and where that ended. The
+/// last one's answer may not have arrived.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bookmarks(Vec<(u64, String)>);
+
+impl Bookmarks {
+    /// An answer ended with this name, and the reader will go on at `offset`.
+    pub(crate) fn push(&mut self, offset: u64, name: &str) {
+        let last = self.0.pop();
+        self.0 = last.into_iter().collect();
+        self.0.push((offset, name.to_owned()));
+    }
+
+    /// The name before `offset`.
+    pub(crate) fn at(&self, offset: u64) -> Option<&str> {
+        let mark = self.0.iter().find(|(at, _)| *at == offset)?;
+        Some(&mark.1)
+    }
 }
 
 impl Kept {

@@ -10,7 +10,7 @@ use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::{DirHandle, FileHandle};
 use crate::fs::inode::{Inode, InodeState, Linked};
 use crate::fs::journal::record::SentObject;
-use crate::fs::kept::{KeptHandle, KeptInode, KeptNode, LeftOpen};
+use crate::fs::kept::{KeptHandle, KeptInode, KeptNode, KeptOpen, LeftOpen};
 use crate::fs::staging::ContentMap;
 use crate::fs::tree::{ROOT, Tree};
 use crate::store::Key;
@@ -104,10 +104,14 @@ impl FileSystem {
         inodes: &HashMap<u64, KeptInode>,
     ) -> Result<(), FsError> {
         self.handles.restored(fh, handle.request);
-        if handle.is_directory {
-            self.handles.add_directory(fh, DirHandle::new(handle.ino));
-            return Ok(());
-        }
+        let (writable, lineage) = match &handle.what {
+            KeptOpen::Directory(bookmarks) => {
+                let directory = DirHandle::new(handle.ino, handle.request, bookmarks.clone());
+                self.handles.add_directory(fh, directory);
+                return Ok(());
+            }
+            KeptOpen::File { writable, lineage } => (*writable, *lineage),
+        };
         let inode = self.known(tree, handle.ino, false);
         {
             let mut state = inode.state.lock();
@@ -118,9 +122,9 @@ impl FileSystem {
                 self.fill_open(handle.ino, &mut state, kept)?;
             }
             state.opens += 1;
-            state.lineage = state.lineage.max(handle.lineage);
+            state.lineage = state.lineage.max(lineage);
         }
-        let handle = FileHandle::new(&inode, handle.writable, handle.lineage);
+        let handle = FileHandle::new(&inode, writable, lineage);
         self.handles.add_file(fh, handle);
         Ok(())
     }

@@ -533,18 +533,23 @@ impl Filesystem for FuseAdapter {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let fs = Arc::clone(&self.fs);
+        let (fs, reading) = (Arc::clone(&self.fs), Arc::clone(&self.fs));
         self.dispatch.ask(
             request,
             async move { fs.readdir(fh.0, offset).await },
             reply,
-            |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
+            move |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
                 Ok(entries) => {
-                    for entry in entries {
+                    let mut last = None;
+                    for entry in &entries {
                         let kind = file_type(entry.attr.kind);
                         if reply.add(INodeNo(entry.ino), entry.next, kind, &*entry.name) {
                             break;
                         }
+                        last = Some(entry);
+                    }
+                    if let Some(last) = last {
+                        reading.keep_place(fh.0, last);
                     }
                     reply.ok();
                 }
@@ -561,7 +566,7 @@ impl Filesystem for FuseAdapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let fs = Arc::clone(&self.fs);
+        let (fs, reading) = (Arc::clone(&self.fs), Arc::clone(&self.fs));
         let known = Arc::clone(&self.known);
         let ttl = self.fs.kernel_ttl();
         self.dispatch.ask(
@@ -570,7 +575,8 @@ impl Filesystem for FuseAdapter {
             reply,
             move |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
                 Ok(entries) => {
-                    for entry in entries {
+                    let mut last = None;
+                    for entry in &entries {
                         let attr = file_attr(entry.ino, &entry.attr);
                         let ino = INodeNo(entry.ino);
                         // The kernel takes every entry but the dots for a lookup: told before it can
@@ -588,6 +594,10 @@ impl Filesystem for FuseAdapter {
                         if full {
                             break;
                         }
+                        last = Some(entry);
+                    }
+                    if let Some(last) = last {
+                        reading.keep_place(fh.0, last);
                     }
                     reply.ok();
                 }

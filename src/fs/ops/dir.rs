@@ -12,7 +12,7 @@ use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::DirHandle;
 use crate::fs::inode::Inode;
-use crate::fs::kept::KeptHandle;
+use crate::fs::kept::Bookmarks;
 use crate::fs::name::Name;
 use crate::fs::request::RequestId;
 use crate::fs::tree::{Child, Observed, ObservedObject};
@@ -73,16 +73,18 @@ impl FileSystem {
             return Ok(fh);
         }
         let fh = self.handles.new_number();
-        let handle = KeptHandle {
-            ino,
-            is_directory: true,
-            writable: false,
-            lineage: 0,
-            request: RequestId::current(),
-        };
-        self.kept.opened(fh, &handle);
-        self.handles.add_directory(fh, DirHandle::new(ino));
+        let handle = DirHandle::new(ino, RequestId::current(), Bookmarks::default());
+        self.kept.opened(fh, &handle.kept());
+        self.handles.add_directory(fh, handle);
         Ok(fh)
+    }
+
+    /// The reader was given entries up to this one: a later process goes on after it, whatever was removed meanwhile.
+    pub fn keep_place(&self, fh: u64, last: &DirEntry) {
+        if let Ok(handle) = self.handles.directory(fh) {
+            handle.bookmarks.lock().push(last.next, &last.name);
+            self.kept.opened(fh, &handle.kept());
+        }
     }
 
     /// Closes a directory.
@@ -101,6 +103,9 @@ impl FileSystem {
             *stream = DirStream::default();
         }
         let mut at = usize::try_from(offset).map_err(|_| FsError::Invalid("directory offset"))?;
+        if at > DOTS && matches!(stream.progress, Progress::NotBegun) {
+            self.find_place(&handle, &mut stream, at).await?;
+        }
         let mut found = Vec::new();
         while at < DOTS {
             found.push(self.dot_entry(handle.ino, at).await?);
@@ -134,6 +139,25 @@ impl FileSystem {
                 return Ok(found);
             }
         }
+    }
+
+    /// An earlier process has read the directory up to `at`: what it has shown comes before that.
+    async fn find_place(
+        &self,
+        handle: &DirHandle,
+        stream: &mut DirStream,
+        at: usize,
+    ) -> Result<(), FsError> {
+        let last = handle.bookmarks.lock().at(at as u64).map(str::to_owned);
+        let Some(last) = last else { return Ok(()) };
+        while !matches!(stream.progress, Progress::End) {
+            match self.next_page(handle.ino, stream).await {
+                Err(FsError::Stale) => *stream = DirStream::default(),
+                listed => listed?,
+            }
+        }
+        stream.go_on_after(&last, at - DOTS);
+        Ok(())
     }
 
     async fn dot_entry(&self, ino: u64, position: usize) -> Result<DirEntry, FsError> {
@@ -265,6 +289,27 @@ impl DirStream {
             modified: remote.modified?,
             metadata: None,
         })
+    }
+
+    /// Lets the entry after `last` be at `position`. Names come in their order, but for few: where `last` is gone,
+    /// the next one in order is what follows.
+    fn go_on_after(&mut self, last: &str, position: usize) {
+        let place = self.entries.iter().position(|child| &*child.name == last);
+        let next = place.map_or_else(
+            || {
+                let follows = |child: &Child| &*child.name > last;
+                let first = self.entries.iter().position(follows);
+                first.unwrap_or(self.entries.len())
+            },
+            |place| place + 1,
+        );
+        let rest = self.entries.split_off(next);
+        // Nobody reads what is before: a reader who begins anew gets another listing.
+        match self.entries.first().or(rest.first()).cloned() {
+            Some(any) => self.entries.resize(position, any),
+            None => return,
+        }
+        self.entries.extend(rest);
     }
 
     /// Adds an entry; one of the same name (an object whose name a directory takes) gives way.

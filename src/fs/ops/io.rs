@@ -13,7 +13,7 @@ use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::FileHandle;
 use crate::fs::inode::{Inode, InodeState, Linked};
 use crate::fs::journal::record::Record;
-use crate::fs::kept::KeptHandle;
+use crate::fs::kept::{KeptHandle, KeptOpen};
 use crate::fs::request::RequestId;
 use crate::fs::staging::{ContentSource, StagedContent};
 use crate::fs::tree::Tree;
@@ -98,10 +98,8 @@ impl FileSystem {
         let fh = self.handles.new_number();
         let handle = KeptHandle {
             ino: inode.ino,
-            is_directory: false,
-            writable,
-            lineage,
             request: RequestId::current(),
+            what: KeptOpen::File { writable, lineage },
         };
         self.kept.opened(fh, &handle);
         self.handles
