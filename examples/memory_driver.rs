@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bucketvol::plugin::{
-    Caller, Deadlines, PluginError, PluginSocket, Volume, VolumeDriver, serve,
+    Caller, Deadlines, PluginError, PluginSocket, Stop, Volume, VolumeDriver, serve,
 };
 use tempfile::TempDir;
 
@@ -54,7 +54,11 @@ impl VolumeDriver for MemoryDriver {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("name a socket")?;
     let socket = PluginSocket::bind(Path::new(&path))?;
-    let stop = async { drop(tokio::signal::ctrl_c().await) };
+    let stop = async {
+        let _ = tokio::signal::ctrl_c().await;
+        Stop::End
+    };
     let driver = Arc::new(MemoryDriver::default());
-    Ok(serve(socket, driver, Deadlines::SOCKET, stop).await?)
+    serve(socket, driver, Deadlines::SOCKET, stop).await?;
+    Ok(())
 }

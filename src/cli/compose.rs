@@ -15,7 +15,7 @@ use crate::clock::SystemClock;
 use crate::config::{Ambient, CredentialProvider, Options};
 use crate::fs::{BlockCache, StagingBudget};
 use crate::plugin::bucket::{BucketDriver, Mount, MountError, Mounter, Settings};
-use crate::plugin::{Deadlines, PluginSocket, VolumeDriver, listen};
+use crate::plugin::{Deadlines, PluginSocket, Stop, VolumeDriver, listen};
 use crate::store::Bucket;
 
 /// Below a state directory: bytes on their way to the bucket, by mount.
@@ -98,9 +98,12 @@ pub(super) async fn serve_plugin(
     driver: Driver,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    listen::serve(socket, driver, Deadlines::SOCKET, stop)
-        .await
-        .context("the plugin's socket")
+    let stop = async {
+        stop.await;
+        Stop::End
+    };
+    let served = listen::serve(socket, driver, Deadlines::SOCKET, stop).await;
+    served.context("the plugin's socket").map(drop)
 }
 
 /// Mounts anew what an earlier daemon left to running containers, then goes on with what it could not bring

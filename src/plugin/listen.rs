@@ -1,25 +1,35 @@
 //! The socket the engine finds us at, and serving a driver on it.
 //!
 //! A socket file without a listener costs every `docker volume ls` 15 s, so ours goes away on a clean
-//! stop; a socket file that somebody answers on, or that is not ours any more, is never touched.
+//! stop; a socket file that somebody answers on, or that is not ours any more, is never touched. A socket
+//! may outlive the process that serves it: calls wait in it for the next one.
 
-use std::fs;
+mod connection;
+
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::map_response;
+use axum::response::Response;
+use http::HeaderValue;
+use http::header::CONNECTION;
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 use nix::sys::stat::{Mode, fchmod};
 use tokio::net::UnixListener;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::connection::Gate;
 use super::driver::VolumeDriver;
 use super::router::{Deadlines, router};
 
@@ -54,12 +64,25 @@ pub enum ListenError {
     },
 }
 
-/// A listening unix socket. Dropping it takes the file away if it is still this listener's.
+/// A listening unix socket. Dropping it takes the file away if it is still this listener's, unless
+/// [`PluginSocket::outlive`] has said otherwise.
 #[derive(Debug)]
 pub struct PluginSocket {
     listener: StdListener,
     /// `None` when the socket is somebody else's (systemd's), and its file too.
     file: Option<SocketFile>,
+}
+
+/// How serving ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// For good: no more calls come in, and the file goes.
+    End,
+    /// Another process goes on with the same socket, in which calls wait for it.
+    HandOver {
+        /// How long the calls in hand may take; the others are broken off.
+        limit: Duration,
+    },
 }
 
 impl PluginSocket {
@@ -93,12 +116,7 @@ impl PluginSocket {
             nix::errno::Errno::EADDRINUSE => ListenError::InUse(path.to_owned()),
             errno => io(errno.into()),
         })?;
-        let made = fs::symlink_metadata(path).map_err(io)?;
-        let file = SocketFile {
-            path: path.to_owned(),
-            device: made.dev(),
-            inode: made.ino(),
-        };
+        let file = SocketFile::at(path).map_err(io)?;
         Ok(Self {
             listener,
             file: Some(file),
@@ -113,64 +131,157 @@ impl PluginSocket {
         }
     }
 
+    /// Goes on with the socket of an earlier process: the listener and the file at `path` as
+    /// [`PluginSocket::descriptors`] gave them.
+    pub fn taken_over(path: &Path, listener: OwnedFd, file: OwnedFd) -> Self {
+        let file = SocketFile {
+            path: path.to_owned(),
+            handle: file.into(),
+            goes: Goes::AtTheEnd,
+        };
+        Self {
+            listener: listener.into(),
+            file: Some(file),
+        }
+    }
+
+    /// From here on another process may go on with it: the file stays, however this process ends, unless
+    /// it stops for good.
+    #[must_use]
+    pub fn outlive(mut self) -> Self {
+        if let Some(file) = &mut self.file {
+            file.goes = Goes::AtTheEnd;
+        }
+        self
+    }
+
+    /// The listener and its file, for another process to go on with. `None` for an inherited socket.
+    pub fn descriptors(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        let file = self.file.as_ref()?;
+        Some([self.listener.as_fd(), file.handle.as_fd()])
+    }
+
     /// Where it listens; `None` for an inherited socket.
     pub fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(|file| file.path.as_path())
     }
 }
 
-/// Serves `driver` until `shutdown` is ready, then finishes the calls in hand.
+/// Serves `driver` until `stop` says how it ends, then finishes the calls in hand.
 ///
-/// Connections that are merely kept alive are not waited for. Calls in hand may take up to their
-/// deadline; whoever cannot wait that long drops this future.
+/// Each answer ends its connection. One that is kept alive would break at a restart, under the call that
+/// the engine sends on it at that moment, and the engine's retry has an empty body.
+///
+/// At an end for good, connections that merely exist are not waited for. Calls in hand may take up to their
+/// deadline; whoever cannot wait that long drops this future. At a hand-over, a connection that was
+/// accepted is given a moment to say what it wants; those that were not wait for the next process.
 pub async fn serve<D: VolumeDriver>(
     socket: PluginSocket,
     driver: Arc<D>,
     deadlines: Deadlines,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+    stop: impl Future<Output = Stop> + Send,
+) -> io::Result<Stop> {
     let PluginSocket { listener, file } = socket;
     listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener)?;
     let calls = TaskTracker::new();
-    let app = router(driver, deadlines, calls.clone());
-    let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
-        shutdown.await;
-        // The receiver is dropped only together with the server.
-        let _ = stopping.send(());
-    });
+    let gate = Gate::new(UnixListener::from_std(listener)?);
+    let (door, connections) = (gate.door(), gate.connections());
+    let app = router(driver, deadlines, calls.clone()).layer(map_response(end_connection));
+    let closing = CancellationToken::new();
+    let server = axum::serve(gate, app).with_graceful_shutdown(closing.clone().cancelled_owned());
     let mut server = std::pin::pin!(server.into_future());
-    tokio::select! {
-        ended = &mut server => return ended,
-        _ = stopped => {}
-    }
+    let stop = tokio::select! {
+        ended = &mut server => return ended.map(|()| Stop::End),
+        stop = stop => stop,
+    };
     calls.close();
-    tokio::select! {
-        ended = &mut server => ended?,
-        () = calls.wait() => {
-            // A peer that connected and says nothing would keep the server for ever.
-            let _ = timeout(LAST_WORDS, &mut server).await;
+    match stop {
+        Stop::End => {
+            closing.cancel();
+            tokio::select! {
+                ended = &mut server => ended?,
+                () = calls.wait() => {
+                    // A peer that connected and says nothing would keep the server for ever.
+                    let _ = timeout(LAST_WORDS, &mut server).await;
+                }
+            }
+            if let Some(file) = file {
+                file.remove();
+            }
+        }
+        Stop::HandOver { limit } => {
+            door.cancel();
+            connections.close();
+            let no_call_is_left = async {
+                sleep(LAST_WORDS).await;
+                calls.wait().await;
+                let _ = timeout(LAST_WORDS, connections.wait()).await;
+            };
+            tokio::select! {
+                ended = &mut server => ended?,
+                () = connections.wait() => {}
+                () = no_call_is_left => {}
+                () = sleep(limit) => {
+                    tracing::warn!("{} calls in hand are broken off after {limit:?}", calls.len());
+                }
+            }
         }
     }
-    drop(file);
-    Ok(())
+    Ok(stop)
 }
 
-/// The name of a socket in the file system, and which file had it when it was ours.
+async fn end_connection(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// The name of a socket in the file system, and the file that had it when it was ours.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    /// Held open so that no other file can get its number.
+    handle: File,
+    goes: Goes,
+}
+
+/// When a socket's file goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goes {
+    /// With the value.
+    WithUs,
+    /// When one of the processes that share the socket stops for good.
+    AtTheEnd,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> io::Result<Self> {
+        let handle = File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+            .open(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            handle,
+            goes: Goes::WithUs,
+        })
+    }
+
+    /// Takes the file away, if that is what the path still leads to.
+    fn remove(&self) {
+        let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let now = fs::symlink_metadata(&self.path).map(id).ok();
+        let is_ours = now.is_some() && now == self.handle.metadata().map(id).ok();
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the socket file stays behind");
+        }
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|now| now.dev() == self.device && now.ino() == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the socket file stays behind");
+        if self.goes == Goes::WithUs {
+            self.remove();
         }
     }
 }
@@ -278,6 +389,23 @@ mod tests {
         let _theirs = StdListener::bind(&path).unwrap();
         drop(ours);
         assert!(UnixStream::connect(&path).is_ok());
+    }
+
+    #[test]
+    fn a_socket_that_outlives_its_process_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        let first = PluginSocket::bind(&path).unwrap().outlive();
+        let [listener, file] = first
+            .descriptors()
+            .unwrap()
+            .map(|fd| fd.try_clone_to_owned().unwrap());
+        drop(first);
+        assert!(UnixStream::connect(&path).is_ok());
+        let next = PluginSocket::taken_over(&path, listener, file);
+        assert_eq!(next.path(), Some(path.as_path()));
+        drop(next);
+        assert!(path.exists(), "it may have crashed: another one comes");
     }
 
     #[test]

@@ -10,5 +10,5 @@ pub mod protocol;
 pub mod router;
 
 pub use driver::{Caller, PluginError, Scope, Volume, VolumeDriver};
-pub use listen::{ListenError, PluginSocket, serve};
+pub use listen::{ListenError, PluginSocket, Stop, serve};
 pub use router::{Deadlines, router};

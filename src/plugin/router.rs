@@ -188,7 +188,8 @@ impl<D> Clone for Server<D> {
 }
 
 impl<D: VolumeDriver> Server<D> {
-    /// An endpoint that names no volume: its body does not matter.
+    /// An endpoint that names no volume: its body does not matter. It is read nevertheless: the answer ends
+    /// the connection, and a peer that is still writing would be told that rather than the answer.
     fn asking<A, W, F>(&self, call: &'static str, work: W) -> (&'static str, MethodRouter)
     where
         A: Answer + Send,
@@ -198,7 +199,10 @@ impl<D: VolumeDriver> Server<D> {
         let driver = Arc::clone(&self.driver);
         (
             call,
-            post(async move || protocol::answer(work(driver).await)),
+            post(async move |body: Body| {
+                let _ = read(call, body).await;
+                protocol::answer(work(driver).await)
+            }),
         )
     }
 

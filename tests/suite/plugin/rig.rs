@@ -12,7 +12,7 @@ use bucketvol::clock::ManualClock;
 use bucketvol::plugin::bucket::{
     BucketDriver, Limits, Mount, MountError, MountStatus, Mounter, Settings, VolumeName, VolumeSpec,
 };
-use bucketvol::plugin::{Deadlines, PluginSocket, serve};
+use bucketvol::plugin::{Deadlines, PluginSocket, Stop, serve};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,7 +36,7 @@ pub(crate) struct Rig {
     pub(crate) mounter: Arc<FakeMounter>,
     pub(crate) driver: Arc<BucketDriver>,
     stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<io::Result<()>>,
+    served: JoinHandle<io::Result<Stop>>,
 }
 
 impl Rig {
@@ -66,6 +66,7 @@ impl Rig {
         };
         let served = tokio::spawn(serve(socket, Arc::clone(&driver), deadlines, async {
             let _ = stopped.await;
+            Stop::End
         }));
         Self {
             dir,

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bucketvol::plugin::{
-    Caller, Deadlines, PluginError, PluginSocket, Scope, Volume, VolumeDriver, serve,
+    Caller, Deadlines, PluginError, PluginSocket, Scope, Stop, Volume, VolumeDriver, serve,
 };
 use parking_lot::Mutex;
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, timeout};
 
 use super::rig::{Connection, eventually, request};
 
@@ -242,4 +242,72 @@ async fn work_begun_for_a_caller_that_hung_up_is_finished() {
     );
     eventually("the creation", || !served.driver.diary.lock().is_empty()).await;
     assert_eq!(*served.driver.diary.lock(), [r#"create v {"k": ""}"#]);
+}
+
+#[tokio::test]
+async fn at_a_hand_over_calls_in_hand_are_answered_and_later_ones_wait_for_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.sock");
+    let connect = async || Connection::over(UnixStream::connect(&path).await.unwrap());
+    let socket = PluginSocket::bind(&path).unwrap().outlive();
+    let [listener, file] = socket
+        .descriptors()
+        .unwrap()
+        .map(|fd| fd.try_clone_to_owned().unwrap());
+    let driver = Arc::new(Obedient::default());
+    let (stop, stopped) = oneshot::channel();
+    let served = tokio::spawn(serve(
+        socket,
+        Arc::clone(&driver),
+        Deadlines::SOCKET,
+        async move { stopped.await.unwrap() },
+    ));
+    let list = request("VolumeDriver.List", b"{}\n");
+    let mut in_hand = connect().await;
+    let mount = request("VolumeDriver.Mount", br#"{"Name":"wait","ID":"7"}"#);
+    in_hand.send(&mount).await;
+    let mut accepted = connect().await;
+    sleep(Duration::from_millis(100)).await;
+    let limit = Duration::from_secs(5);
+    stop.send(Stop::HandOver { limit }).unwrap();
+    sleep(Duration::from_millis(50)).await;
+    let mut later = connect().await;
+    later.send(&list).await;
+
+    accepted.send(&list).await;
+    assert_eq!(accepted.answer().await.unwrap().0, 200);
+    driver.word.notify_one();
+    assert_eq!(in_hand.answer().await.unwrap().0, 200);
+    let stopped = timeout(limit, served).await.expect("it ends in time");
+    assert_eq!(stopped.unwrap().unwrap(), Stop::HandOver { limit });
+
+    let next = PluginSocket::taken_over(&path, listener, file);
+    let (stop, stopped) = oneshot::channel();
+    let served = tokio::spawn(serve(next, driver, Deadlines::SOCKET, async move {
+        stopped.await.unwrap()
+    }));
+    assert_eq!(later.answer().await.unwrap().0, 200);
+    stop.send(Stop::End).unwrap();
+    served.await.unwrap().unwrap();
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_call_that_takes_too_long_for_a_hand_over_is_broken_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.sock");
+    let socket = PluginSocket::bind(&path).unwrap().outlive();
+    let (stop, stopped) = oneshot::channel();
+    let driver = Arc::new(Obedient::default());
+    let served = tokio::spawn(serve(socket, driver, Deadlines::SOCKET, async move {
+        stopped.await.unwrap()
+    }));
+    let mut call = Connection::over(UnixStream::connect(&path).await.unwrap());
+    let mount = request("VolumeDriver.Mount", br#"{"Name":"hang","ID":"7"}"#);
+    call.send(&mount).await;
+    sleep(Duration::from_millis(50)).await;
+    let limit = Duration::from_millis(400);
+    stop.send(Stop::HandOver { limit }).unwrap();
+    served.await.unwrap().unwrap();
+    assert!(path.exists());
 }
