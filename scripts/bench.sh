@@ -58,6 +58,9 @@ target="$(target_directory)"
 cargo build --release --bin bucketvol --example far_away --example s3_server
 bucketvol="$target/release/bucketvol"
 
+# One process to measure.
+export BUCKETVOL_NO_KEEPER=1
+
 work="$(mktemp -d "${TMPDIR:-/var/tmp}/bucketvol-bench-XXXXXX")"
 mnt="$work/mnt"
 store=

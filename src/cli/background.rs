@@ -4,15 +4,14 @@
 //! through a pipe, since arguments and environments can be read by others.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
 use super::mount::{self, MountArgs, START_LIMIT};
-use super::output;
+use super::{output, said, worker};
 use crate::fs::fuse::mount::check_mountpoint;
 
 /// What a child is given beyond the time it gives itself.
@@ -35,7 +34,7 @@ pub(super) fn start(args: &MountArgs, said: &[(String, String)]) -> Result<ExitC
         .mode(0o600)
         .open(&log_path)
         .with_context(|| format!("{}", log_path.display()))?;
-    let program = std::env::current_exe().context("this program's own path")?;
+    let program = worker::program().context("this program's own path")?;
     let mut child = Command::new(program)
         .arg("mount")
         .arg(&args.url)
@@ -45,6 +44,7 @@ pub(super) fn start(args: &MountArgs, said: &[(String, String)]) -> Result<ExitC
             "--drain-timeout={}",
             humantime::format_duration(args.drain_timeout)
         ))
+        .args(args.keeper.to_arguments())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(log)
@@ -67,28 +67,16 @@ pub(super) fn start(args: &MountArgs, said: &[(String, String)]) -> Result<ExitC
     }
 }
 
-/// The options that [`start`] sent, and the step out of the caller's session.
-pub(super) fn options_from_stdin() -> Result<Vec<(String, String)>> {
-    // It fails for a process that leads a group already, which then has a session of its own making.
+/// The step out of the caller's session and directory.
+pub(super) fn leave_the_caller() -> Result<()> {
+    // It fails for a process that leads a group already: a worker, which is in its keeper's session.
     let _ = nix::unistd::setsid();
-    let mut text = String::new();
-    std::io::stdin()
-        .lock()
-        .take(1 << 20)
-        .read_to_string(&mut text)
-        .context("options on stdin")?;
-    let said = serde_json::from_str(&text)
-        .map_err(|_| anyhow!("options on stdin are not what --background sends"))?;
-    std::env::set_current_dir("/").context("/")?;
-    Ok(said)
+    std::env::set_current_dir("/").context("/")
 }
 
 fn send_options(child: &mut Child, said: &[(String, String)]) -> Result<()> {
-    let mut stdin = child.stdin.take().context("the child's stdin")?;
-    let text = serde_json::to_string(said)?;
-    stdin
-        .write_all(text.as_bytes())
-        .context("the process in the background")
+    let stdin = child.stdin.take().context("the child's stdin")?;
+    said::send(said, stdin)
 }
 
 fn wait(child: &mut Child) -> Result<()> {

@@ -10,13 +10,23 @@ use super::mount::state_dir;
 use super::mounter::{self, FuseMounter, Host};
 use super::progress;
 use super::serve::ServeArgs;
+use super::signals::Signals;
 use super::tracked::Tracked;
+use super::worker::{Turn, Worker};
 use crate::clock::SystemClock;
 use crate::config::{Ambient, CredentialProvider, Options};
 use crate::fs::{BlockCache, StagingBudget};
 use crate::plugin::bucket::{BucketDriver, Mount, MountError, Mounter, Settings};
 use crate::plugin::{Deadlines, PluginSocket, Stop, VolumeDriver, listen};
 use crate::store::Bucket;
+
+/// The names by which the plugin's socket and its file are kept for the next worker.
+const SOCKET: &str = "docker.sock";
+const SOCKET_FILE: &str = "docker.sock.file";
+
+/// At a hand-over, what Docker's calls in hand may still take. A Mount may wait for its store much longer than
+/// running containers should wait for the next worker.
+const LAST_CALLS: Duration = Duration::from_secs(5);
 
 /// Below a state directory: bytes on their way to the bucket, by mount.
 const STAGING: &str = "staging";
@@ -29,6 +39,7 @@ pub(super) async fn mount_at(
     dir: &Path,
     options: &Options,
     ambient: &Ambient,
+    worker: &Arc<Worker>,
 ) -> Result<Box<dyn Mount>> {
     let state_dir = match &options.host.state_dir {
         Some(dir) => dir.clone(),
@@ -40,7 +51,7 @@ pub(super) async fn mount_at(
         staging: StagingBudget::new(options.host.staging_limit, options.host.min_free),
         cache: BlockCache::new(options.host.cache_memory),
         clock: SystemClock::shared(),
-        worker: Arc::default(),
+        worker: Arc::clone(worker),
     };
     Ok(mounter::mount_at(dir, options, host).await?)
 }
@@ -62,14 +73,14 @@ pub(super) async fn check_store(options: &Options, ambient: &Ambient) -> Result<
 }
 
 /// What mounts the daemon's volumes.
-pub(super) async fn mounter(args: &ServeArgs) -> Result<Arc<FuseMounter>> {
+pub(super) async fn mounter(args: &ServeArgs, worker: &Arc<Worker>) -> Result<Arc<FuseMounter>> {
     let host = Host {
         state_dir: args.state_dir.join(STAGING),
         ambient: args.ambient()?,
         staging: StagingBudget::new(args.staging_limit, args.min_free),
         cache: BlockCache::new(args.cache_memory),
         clock: SystemClock::shared(),
-        worker: Arc::default(),
+        worker: Arc::clone(worker),
     };
     let base = args.base_dir();
     let mounter = FuseMounter::open(&base, host).await;
@@ -87,23 +98,51 @@ pub(super) fn driver(args: &ServeArgs, mounter: Arc<dyn Mounter>) -> Result<Driv
     BucketDriver::open(settings, mounter, SystemClock::shared()).context("the records of volumes")
 }
 
-/// Listens on the plugin's socket.
-pub(super) fn bind(args: &ServeArgs) -> Result<PluginSocket> {
-    Ok(PluginSocket::bind(&args.socket)?)
+/// Listens on the plugin's socket: the one of an earlier worker, in which Docker's calls wait, or a new one.
+pub(super) fn bind(args: &ServeArgs, worker: &Worker) -> Result<PluginSocket> {
+    match (worker.take(SOCKET).pop(), worker.take(SOCKET_FILE).pop()) {
+        (Some(listener), Some(file)) => Ok(PluginSocket::taken_over(&args.socket, listener, file)),
+        _ => Ok(PluginSocket::bind(&args.socket)?),
+    }
 }
 
-/// Answers Docker until `stop` is ready, then finishes the calls in hand.
+/// Has the socket kept for the next worker, if this is the first. What comes after a worker that is not
+/// ready would not find it: until then the file goes with this process.
+pub(super) fn keep(socket: PluginSocket, worker: &Worker) -> Result<PluginSocket> {
+    if !worker.keeper().is_some() {
+        return Ok(socket);
+    }
+    if let (Turn::First, Some([listener, file])) = (worker.turn(), socket.descriptors()) {
+        let kept = worker.keeper().store(SOCKET, &[listener]);
+        kept.and_then(|()| worker.keeper().store(SOCKET_FILE, &[file]))
+            .context("the plugin's socket for the next worker")?;
+    }
+    Ok(socket.outlive())
+}
+
+/// Answers Docker until `signals` end it, then finishes the calls in hand; says how it ended.
 pub(super) async fn serve_plugin(
     socket: PluginSocket,
     driver: Driver,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<()> {
+    signals: &Signals,
+    worker: &Worker,
+) -> Result<Stop> {
     let stop = async {
-        stop.await;
+        tokio::select! {
+            () = signals.first() => {}
+            () = signals.hand_over() => return Stop::HandOver { limit: LAST_CALLS },
+        }
+        for name in [SOCKET, SOCKET_FILE] {
+            // Or calls would wait in it for a worker that does not come.
+            if let Err(error) = worker.keeper().forget(name) {
+                tracing::warn!("the keeper goes on holding {name}: {error}");
+            }
+        }
         Stop::End
     };
-    let served = listen::serve(socket, driver, Deadlines::SOCKET, stop).await;
-    served.context("the plugin's socket").map(drop)
+    listen::serve(socket, driver, Deadlines::SOCKET, stop)
+        .await
+        .context("the plugin's socket")
 }
 
 /// Mounts anew what an earlier daemon left to running containers, then goes on with what it could not bring

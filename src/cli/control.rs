@@ -26,6 +26,37 @@ pub(super) struct ProcessStatus {
     pub(super) mounts: Vec<MountView>,
     /// Volumes of the daemon that are not mounted now.
     pub(super) idle_volumes: Vec<String>,
+    /// The keeper that can replace the process. `None`: there is none.
+    #[serde(default)]
+    pub(super) keeper: Option<KeeperView>,
+}
+
+/// The keeper of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KeeperView {
+    pub(super) pid: i32,
+    /// Where it looks for the executable of the next worker.
+    pub(super) program: PathBuf,
+    /// The file that this worker runs.
+    pub(super) executable: FileId,
+}
+
+/// One file of this host, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// The file that a path leads to now.
+    pub(super) fn at(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
+    }
 }
 
 /// One mount.
@@ -155,6 +186,7 @@ mod tests {
     use crate::cli::output::TimedOut;
     use crate::cli::sync::{self, SyncArgs};
     use crate::cli::unmount::{self, UnmountArgs};
+    use crate::cli::worker::Worker;
 
     /// A process that serves a fake mount, and the directory its socket is in.
     struct Served {
@@ -181,7 +213,13 @@ mod tests {
         let socket = server::ControlSocket::bind(dir.path()).unwrap();
         assert_eq!(fs::metadata(socket.path()).unwrap().mode() & 0o777, 0o600);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(socket.serve("mount", one_mount(&mount, at), stop.clone()));
+        let serving = socket.serve(
+            "mount",
+            one_mount(&mount, at),
+            Worker::alone(),
+            stop.clone(),
+        );
+        let task = tokio::spawn(serving);
         Served {
             dir,
             mount,

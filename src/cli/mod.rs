@@ -15,7 +15,9 @@ mod output;
 mod pairs;
 mod pending;
 mod progress;
+mod said;
 mod serve;
+mod signals;
 mod status;
 mod sync;
 mod tracked;
@@ -105,7 +107,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode> {
     let run_dir = control::run_dir();
     match arguments.command {
         Command::Mount(args) => mount::run(args),
-        Command::Serve(args) => runtime()?.block_on(serve::run(args)),
+        Command::Serve(args) => serve::run(args),
         Command::Unmount(args) => runtime()?.block_on(unmount::run(args, &run_dir)),
         Command::Sync(args) => runtime()?.block_on(sync::run(args, &run_dir)),
         Command::Pending(args) => runtime()?.block_on(pending::run(args, &run_dir)),

@@ -3,17 +3,20 @@
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::control::server::ControlSocket;
+use super::control::server;
 use super::ending::OneMount;
+use super::said::{self, Said};
+use super::signals::Signals;
 use super::tracked::Held;
-use super::{background, compose, control, output, pairs};
+use super::worker::{self, KeeperArgs, Turn, Worker};
+use super::{background, compose, output, pairs};
 use crate::config::size::parse_duration;
 use crate::config::{Ambient, Environment, Location, Options, Scheme, Scope};
 use crate::fs::fuse::mount::check_mountpoint;
@@ -45,6 +48,8 @@ pub(super) struct MountArgs {
     /// Set by --background for the process behind: options come on stdin, where no process list shows them
     #[arg(long, hide = true)]
     pub(super) detached: bool,
+    #[command(flatten)]
+    pub(super) keeper: KeeperArgs,
 }
 
 /// A time span, for clap.
@@ -75,98 +80,76 @@ pub(super) fn options(
 }
 
 pub(super) fn run(args: MountArgs) -> Result<ExitCode> {
-    let said = match args.detached {
-        true => background::options_from_stdin()?,
-        false => pairs::split(&args.options),
-    };
     if args.background {
         // Refused here already: what is wrong with words needs no second process.
+        let said = pairs::split(&args.options);
         let ambient = Ambient::command_line(Environment::of_this_process());
         options(&args.url, said.clone(), &ambient)?;
         check_mountpoint(&args.dir)?;
         return background::start(&args, &said);
     }
+    if args.detached {
+        background::leave_the_caller()?;
+    }
+    let keeper = args.keeper.clone();
+    worker::run(&keeper, |worker| {
+        let said = said(&args, &worker)?;
+        super::runtime()?.block_on(serve(args, said, worker))
+    })
+}
+
+/// The options that were given to the first of all workers.
+fn said(args: &MountArgs, worker: &Worker) -> Result<Said> {
+    if let Some(said) = said::by_an_earlier_worker(worker)? {
+        return Ok(said);
+    }
+    let said = match args.detached {
+        true => said::receive()?,
+        false => pairs::split(&args.options),
+    };
     if !args.detached && said.iter().any(|(key, _)| crate::config::is_secret(key)) {
         output::say(
             "a secret among the arguments is shown by ps to every user of this host; \
              credentials=file:NAME or profile:NAME is not",
         );
     }
-    super::runtime()?.block_on(serve(args, said))
+    said::keep(&said, worker)?;
+    Ok(said)
 }
 
-async fn serve(args: MountArgs, said: Vec<(String, String)>) -> Result<ExitCode> {
+async fn serve(args: MountArgs, said: Said, worker: Arc<Worker>) -> Result<ExitCode> {
     // From here on a signal is ours: one in the middle of the mount must not leave half of it behind.
-    let stop = Signals::install()?;
+    let signals = Signals::install(&worker)?;
+    worker.beat();
     let ambient = Ambient::command_line(Environment::of_this_process());
     let options = options(&args.url, said, &ambient)?;
-    let dir = check_mountpoint(&args.dir)?;
-    let work = compose::mount_at(&dir, &options, &ambient);
+    let work = compose::mount_at(&args.dir, &options, &ambient, &worker);
     let mount = tokio::select! {
         mount = tokio::time::timeout(START_LIMIT, work) => match mount {
             Ok(mount) => mount.with_context(|| format!("mount {}", options.location))?,
             Err(_) => bail!("mount {}: not ready after {START_LIMIT:?}", options.location),
         },
-        () = stop.first() => bail!("mount {}: stopped by a signal", options.location),
+        () = signals.first() => bail!("mount {}: stopped by a signal", options.location),
     };
     let mount = OneMount::new(Held::new(mount, &options, None));
     let closing = CancellationToken::new();
-    let socket = match ControlSocket::bind(&control::run_dir()) {
-        Ok(socket) => Some(tokio::spawn(socket.serve(
-            "mount",
-            std::sync::Arc::clone(&mount) as _,
-            closing.clone(),
-        ))),
-        // The mount is what matters; it can still be ended by a signal or a plain umount.
-        Err(error) => {
-            tracing::warn!(
-                "no control socket, so that status, sync and unmount do not see this mount: {error}"
-            );
-            None
-        }
+    worker.ready();
+    let control = server::start("mount", Arc::clone(&mount) as _, &worker, closing.clone());
+    if worker.turn() == Turn::First {
+        output::print("ready");
+    }
+    let ended = tokio::select! {
+        ended = mount.run(signals.first(), signals.second(), args.drain_timeout) => Some(ended),
+        () = signals.hand_over() => None,
     };
-    output::print("ready");
-    let ended = mount
-        .run(stop.first(), stop.second(), args.drain_timeout)
-        .await;
     closing.cancel();
-    if let Some(socket) = socket {
-        let _ = socket.await;
+    if let Some(control) = control {
+        let _ = control.await;
     }
-    ended?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// SIGTERM and SIGINT, counted.
-pub(super) struct Signals {
-    first: CancellationToken,
-    second: CancellationToken,
-}
-
-impl Signals {
-    pub(super) fn install() -> Result<Self> {
-        let (first, second) = (CancellationToken::new(), CancellationToken::new());
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-        let tokens = [first.clone(), second.clone()];
-        tokio::spawn(async move {
-            for token in tokens {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-                token.cancel();
-            }
-        });
-        Ok(Self { first, second })
-    }
-
-    pub(super) fn first(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.first.clone().cancelled_owned()
-    }
-
-    pub(super) fn second(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.second.clone().cancelled_owned()
+    worker.stopping();
+    match ended {
+        Some(ended) => ended.map(|()| ExitCode::SUCCESS),
+        None => worker.leave(),
     }
 }
 

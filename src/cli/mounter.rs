@@ -97,11 +97,6 @@ impl FuseMounter {
         Ok(Self { shared })
     }
 
-    /// This process is about to give way to the next, which goes on with its mounts.
-    pub fn hand_over(&self) {
-        self.shared.kept.hand_over();
-    }
-
     /// Gives the base directory back, if no volume is mounted there any more.
     pub async fn close(&self) -> Result<(), MountError> {
         let shared = Arc::clone(&self.shared);

@@ -12,14 +12,17 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::compose;
-use super::control::server::{ControlSocket, Mounts};
-use super::control::{self, MountView};
-use super::mount::{Signals, time};
+use super::control::MountView;
+use super::control::server::{self, Mounts};
+use super::mount::time;
 use super::output::TimedOut;
+use super::signals::Signals;
 use super::tracked::Tracked;
+use super::worker::{self, KeeperArgs, Worker};
 use crate::config::options::{MinFree, OptionError};
 use crate::config::size::parse_size;
 use crate::config::{Ambient, Environment};
+use crate::plugin::Stop;
 use crate::plugin::bucket::{MountError, Salvage};
 
 /// Run the Docker volume plugin
@@ -104,6 +107,8 @@ pub(super) struct ServeArgs {
         value_parser = time
     )]
     pub(super) drain_timeout: Duration,
+    #[command(flatten)]
+    pub(super) keeper: KeeperArgs,
 }
 
 impl ServeArgs {
@@ -135,13 +140,21 @@ fn min_free(text: &str) -> Result<MinFree, OptionError> {
     text.parse()
 }
 
-pub(super) async fn run(args: ServeArgs) -> Result<ExitCode> {
-    let signals = Signals::install()?;
+pub(super) fn run(args: ServeArgs) -> Result<ExitCode> {
     // The process holds keys: its memory is nobody's to read, not even as a core dump.
     nix::sys::prctl::set_dumpable(false).context("prctl(PR_SET_DUMPABLE)")?;
+    let keeper = args.keeper.clone();
+    worker::run(&keeper, |worker| {
+        super::runtime()?.block_on(serve(args, worker))
+    })
+}
+
+async fn serve(args: ServeArgs, worker: Arc<Worker>) -> Result<ExitCode> {
+    let signals = Signals::install(&worker)?;
+    worker.beat();
     // First of all: one that answers already is not disturbed, and Docker's calls queue from here on.
-    let socket = compose::bind(&args)?;
-    let fuse = compose::mounter(&args).await?;
+    let socket = compose::bind(&args, &worker)?;
+    let fuse = compose::mounter(&args, &worker).await?;
     let mounter = Tracked::new(Arc::clone(&fuse) as _);
     let driver = compose::driver(&args, Arc::clone(&mounter) as _)?;
     let daemon = Daemon {
@@ -150,34 +163,34 @@ pub(super) async fn run(args: ServeArgs) -> Result<ExitCode> {
     };
     tokio::spawn(compose::take_up(Arc::clone(&driver)));
     let closing = CancellationToken::new();
-    let control = match ControlSocket::bind(&control::run_dir()) {
-        Ok(socket) => Some(tokio::spawn(socket.serve(
-            "serve",
-            Arc::new(daemon),
-            closing.clone(),
-        ))),
-        Err(error) => {
-            tracing::warn!(
-                "no control socket, so that status and sync do not see this daemon: {error}"
-            );
-            None
+    let socket = compose::keep(socket, &worker)?;
+    worker.ready();
+    let control = server::start("serve", Arc::new(daemon), &worker, closing.clone());
+    tracing::info!(socket = %args.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    let stopped = tokio::select! {
+        stopped = compose::serve_plugin(socket, Arc::clone(&driver), &signals, &worker) => stopped?,
+        () = signals.second() => {
+            tracing::warn!("told twice to stop: calls in hand are dropped");
+            Stop::End
         }
     };
-    tracing::info!(socket = %args.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
-    tokio::select! {
-        served = compose::serve_plugin(socket, Arc::clone(&driver), signals.first()) => served?,
-        () = signals.second() => tracing::warn!("told twice to stop: calls in hand are dropped"),
-    }
-    let ended = tokio::select! {
-        ended = compose::shut_down(&driver, &fuse, &mounter, args.drain_timeout) => ended,
-        () = signals.second() => {
-            tracing::warn!("told twice to stop: the drain is cut short");
-            Ok(())
-        }
+    let ended = match stopped {
+        Stop::HandOver { .. } => Ok(()),
+        Stop::End => tokio::select! {
+            ended = compose::shut_down(&driver, &fuse, &mounter, args.drain_timeout) => ended,
+            () = signals.second() => {
+                tracing::warn!("told twice to stop: the drain is cut short");
+                Ok(())
+            }
+        },
     };
     closing.cancel();
     if let Some(control) = control {
         let _ = control.await;
+    }
+    worker.stopping();
+    if let Stop::HandOver { .. } = stopped {
+        worker.leave();
     }
     match ended {
         Err(MountError::TimedOut(left)) => Err(TimedOut(left).into()),

@@ -138,6 +138,7 @@ pub(super) mod tests {
             command: "serve".to_owned(),
             mounts: vec![view],
             idle_volumes: vec!["other".to_owned()],
+            keeper: None,
         }
     }
 

@@ -6,6 +6,8 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::unistd::{getpid, getppid};
+
 use super::descriptors::{self, FIRST_PASSED};
 
 /// The socket that takes notify datagrams: a path, or `@` and an abstract name.
@@ -27,6 +29,11 @@ pub(super) const OOM_SCORE_ADJ: &str = "BUCKETVOL_OOM_SCORE_ADJ";
 /// The descriptor of what a keeper leaves to the one that it becomes.
 pub(super) const HANDOVER: &str = "BUCKETVOL_KEEPER_HANDOVER";
 
+/// How many descriptors systemd keeps for a service, if any.
+const FDSTORE: &str = "FDSTORE";
+/// Which process systemd has started; others of its service have the same environment.
+const SYSTEMD_EXEC_PID: &str = "SYSTEMD_EXEC_PID";
+
 /// More than anybody passes on; a number above it is a mistake.
 const PASSED_MAX: RawFd = 1 << 16;
 
@@ -45,6 +52,39 @@ pub(super) fn is_private(name: &OsStr) -> bool {
     ]
     .iter()
     .any(|private| name == *private)
+}
+
+/// Who keeps what a process gives away to outlive it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptBy {
+    /// Nobody.
+    Nobody,
+    /// Our own keeper, its parent.
+    Keeper,
+    /// systemd, by its file descriptor store.
+    Systemd,
+}
+
+impl KeptBy {
+    /// Whoever has started this process.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let get = |name: &str| std::env::var(name).ok();
+        Self::read(get, getpid().as_raw(), getppid().as_raw())
+    }
+
+    /// Reads the variables by `get`. One that makes no sense says nothing about this process.
+    fn read(get: impl Fn(&str) -> Option<String>, pid: i32, parent: i32) -> Self {
+        let number = |name: &str| get(name).and_then(|value| value.parse::<i32>().ok());
+        if number(KEEPER) == Some(parent) {
+            return Self::Keeper;
+        }
+        let keeps = number(FDSTORE).is_some_and(|places| places > 0);
+        match get(NOTIFY_SOCKET) {
+            Some(_) if keeps && number(SYSTEMD_EXEC_PID) == Some(pid) => Self::Systemd,
+            _ => Self::Nobody,
+        }
+    }
 }
 
 /// Why a worker could not take what was kept for it.
@@ -279,6 +319,27 @@ mod tests {
         );
         let error = read(&[keeper, ("LISTEN_FDS", "two")]).unwrap_err();
         assert!(error.to_string().contains("LISTEN_FDS=\"two\""), "{error}");
+    }
+
+    #[test]
+    fn a_process_is_kept_by_whoever_has_started_it() {
+        let of = |variables: &[(&str, &str)]| {
+            let get = |name: &str| {
+                let found = variables.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            KeptBy::read(get, 7, 6)
+        };
+        let systemd = [("NOTIFY_SOCKET", "/run/s"), ("FDSTORE", "4096")];
+        assert_eq!(of(&[("BUCKETVOL_KEEPER", "6")]), KeptBy::Keeper);
+        // Its keeper has died, or it was started by a worker.
+        assert_eq!(of(&[("BUCKETVOL_KEEPER", "5")]), KeptBy::Nobody);
+        let of_service = |pid| of(&[systemd[0], systemd[1], ("SYSTEMD_EXEC_PID", pid)]);
+        assert_eq!(of_service("7"), KeptBy::Systemd);
+        assert_eq!(of_service("8"), KeptBy::Nobody);
+        let no_store = [systemd[0], ("FDSTORE", "0"), ("SYSTEMD_EXEC_PID", "7")];
+        assert_eq!(of(&no_store), KeptBy::Nobody);
+        assert_eq!(of(&[]), KeptBy::Nobody);
     }
 
     #[test]

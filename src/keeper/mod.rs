@@ -29,7 +29,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-pub use environment::{Inherited, KeeperError};
+pub use environment::{Inherited, KeeperError, KeptBy};
 pub use worker::Keeper;
 
 /// What systemd's unit says as FileDescriptorStoreMax=, and what our own keeper holds at most.

@@ -71,6 +71,8 @@ pub(super) struct Supervisor {
     template: Template,
     /// The worker, from its start until its end is confirmed.
     worker: Option<Pid>,
+    /// The last worker that ended, for the one line that says so.
+    ended: Option<(Pid, End)>,
     proven: Executable,
     /// What the worker runs while it is on trial, or the next one will.
     candidate: Option<Executable>,
@@ -150,6 +152,7 @@ impl Supervisor {
             store,
             template,
             worker: None,
+            ended: None,
             follows: proven.is_ours(),
             proven,
             candidate: None,
@@ -196,6 +199,7 @@ impl Supervisor {
             store,
             template,
             worker: Some(Pid::from_raw(handover.worker)),
+            ended: None,
             follows: proven.is_ours(),
             proven,
             candidate: None,
@@ -315,8 +319,8 @@ impl Supervisor {
                 }
                 _ => continue,
             };
-            tracing::info!(pid = self.worker.map(Pid::as_raw), "the worker ended {end}");
-            self.worker = None;
+            tracing::debug!(pid = self.worker.map(Pid::as_raw), "the worker ended {end}");
+            self.ended = self.worker.take().map(|worker| (worker, end));
             self.happened(Event::Ended(end))?;
         }
         ControlFlow::Continue(())
@@ -365,11 +369,14 @@ impl Supervisor {
                     return self.happened(Event::Ended(End::Exited(126)));
                 }
             }
-            Action::Wait(delay) => tracing::warn!("the next worker starts in {delay:?}"),
+            Action::Wait(delay) => {
+                tracing::warn!("{}; the next worker starts in {delay:?}", self.crash());
+            }
             Action::FallBack(delay) => {
                 self.candidate = None;
                 tracing::error!(
-                    "the new executable at {} has failed; the old one starts in {delay:?}",
+                    "{}; the new executable at {} has failed; the old one starts in {delay:?}",
+                    self.crash(),
                     self.proven.path().display()
                 );
             }
@@ -385,6 +392,14 @@ impl Supervisor {
         ControlFlow::Continue(())
     }
 
+    /// What has become of the last worker, for people.
+    fn crash(&self) -> String {
+        match self.ended {
+            Some((worker, end)) => format!("worker {worker} ended {end}"),
+            None => "there is no worker".to_owned(),
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         // Its pid is its own until it is reaped; it may have ended.
         if let Some(worker) = self.worker {
@@ -398,12 +413,13 @@ impl Supervisor {
             _ => &self.proven,
         };
         let pid = self.template.start(executable, &self.store)?;
-        tracing::info!(
+        tracing::debug!(
             pid = pid.as_raw(),
             descriptors = self.store.len(),
             "the worker is started"
         );
         self.worker = Some(pid);
+        self.ended = None;
         Ok(())
     }
 

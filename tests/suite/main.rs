@@ -27,6 +27,10 @@ mod session;
 // A keeper and its workers as processes: what survives a worker that is killed, and who is started when.
 mod keeper;
 
+// The program as a keeper and its worker: killed, replaced, upgraded, ended.
+#[cfg(feature = "fuse-tests")]
+mod restart;
+
 // What the README tells people to type.
 mod front_door;
 

@@ -4,10 +4,10 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bucketvol::cli::mounter::{FuseMounter, Host, mount_at};
+use bucketvol::cli::worker::Worker;
 use bucketvol::clock::SystemClock;
 use bucketvol::config::credentials::{Ambient, Environment};
 use bucketvol::config::options::MinFree;
@@ -30,7 +30,7 @@ fn host(place: &Place) -> Host {
         staging: StagingBudget::new(1 << 30, MinFree::Bytes(0)),
         cache: BlockCache::new(1 << 20),
         clock: SystemClock::shared(),
-        worker: Arc::default(),
+        worker: Worker::alone(),
     }
 }
 

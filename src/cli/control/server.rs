@@ -17,11 +17,14 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    MountView, ProcessStatus, Refusal, RefusalKind, SalvageRequest, SyncRequest, UnmountRequest,
+    FileId, KeeperView, MountView, ProcessStatus, Refusal, RefusalKind, SalvageRequest,
+    SyncRequest, UnmountRequest,
 };
+use crate::cli::worker::Worker;
 use crate::plugin::bucket::{MountError, Salvage};
 
 /// When nobody says how long a drain may take.
@@ -63,6 +66,28 @@ pub(in crate::cli) trait Mounts: Send + Sync + 'static {
         limit: Duration,
         lazy: bool,
     ) -> Option<Result<(), MountError>>;
+}
+
+/// Answers for this process until `stop` is cancelled. Its mounts are what matters: without a control
+/// socket they can still be ended by a signal or a plain umount.
+pub(in crate::cli) fn start(
+    command: &'static str,
+    mounts: Arc<dyn Mounts>,
+    worker: &Arc<Worker>,
+    stop: CancellationToken,
+) -> Option<JoinHandle<()>> {
+    match ControlSocket::bind(&super::run_dir()) {
+        Ok(socket) => {
+            let worker = Arc::clone(worker);
+            Some(tokio::spawn(socket.serve(command, mounts, worker, stop)))
+        }
+        Err(error) => {
+            tracing::warn!(
+                "no control socket, so that no other command sees what this process serves: {error}"
+            );
+            None
+        }
+    }
 }
 
 /// A listening control socket; the file goes with it.
@@ -118,6 +143,7 @@ impl ControlSocket {
         self,
         command: &'static str,
         mounts: Arc<dyn Mounts>,
+        worker: Arc<Worker>,
         stop: CancellationToken,
     ) {
         let Self { listener, path } = self;
@@ -127,7 +153,11 @@ impl ControlSocket {
             .route("/unmount", post(unmount))
             .route("/salvage", post(salvage))
             .layer(DefaultBodyLimit::max(64 * 1024))
-            .with_state(Process { command, mounts });
+            .with_state(Process {
+                command,
+                mounts,
+                worker,
+            });
         let stopped = stop.clone();
         let server = axum::serve(listener, app)
             .with_graceful_shutdown(async move { stopped.cancelled().await });
@@ -153,6 +183,7 @@ pub(super) fn is_dead(path: &Path) -> bool {
 struct Process {
     command: &'static str,
     mounts: Arc<dyn Mounts>,
+    worker: Arc<Worker>,
 }
 
 type Answer<T> = Result<Json<T>, (StatusCode, Json<Refusal>)>;
@@ -164,6 +195,16 @@ async fn status(State(process): State<Process>) -> Json<ProcessStatus> {
         command: process.command.to_owned(),
         mounts: process.mounts.list(),
         idle_volumes: process.mounts.idle_volumes().await,
+        keeper: keeper_of(&process.worker),
+    })
+}
+
+fn keeper_of(worker: &Worker) -> Option<KeeperView> {
+    let program = std::env::args_os().next()?;
+    Some(KeeperView {
+        pid: worker.keeper_pid()?,
+        program: program.into(),
+        executable: FileId::at(Path::new("/proc/self/exe")).ok()?,
     })
 }
 

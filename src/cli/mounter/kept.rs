@@ -3,10 +3,8 @@
 //! It is stored with the keeper once a mount is ready, by names that the next process finds again: before that, a crash
 //! is a mount that failed.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Weak};
-
-use parking_lot::Mutex;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use super::filesystems::filed_under;
 use crate::cli::worker::Worker;
@@ -21,10 +19,7 @@ const FILES: &str = "files-";
 
 /// What this process and those before have stored with the keeper.
 #[derive(Debug)]
-pub(super) struct Kept {
-    worker: Arc<Worker>,
-    served: Mutex<Vec<Weak<Connection>>>,
-}
+pub(super) struct Kept(Arc<Worker>);
 
 /// A connection that an earlier process has served.
 #[derive(Debug)]
@@ -36,10 +31,7 @@ pub(super) struct Orphaned {
 
 impl Kept {
     pub(super) fn new(worker: Arc<Worker>) -> Self {
-        Self {
-            worker,
-            served: Mutex::default(),
-        }
+        Self(worker)
     }
 
     /// What a volume's descriptors are called: a name of its own may be longer than is allowed.
@@ -49,7 +41,7 @@ impl Kept {
 
     /// The labels of the connections that an earlier process has served, but for those that were taken.
     pub(super) fn labels(&self) -> Vec<String> {
-        let names = self.worker.names().into_iter();
+        let names = self.0.names().into_iter();
         let labels = names.filter_map(|name| Some(name.strip_prefix(DEVICE)?.to_owned()));
         labels.collect()
     }
@@ -79,7 +71,7 @@ impl Kept {
     }
 
     fn take_one(&self, kind: &str, label: &str) -> Option<OwnedFd> {
-        self.worker.take(&format!("{kind}{label}")).pop()
+        self.0.take(&format!("{kind}{label}")).pop()
     }
 
     /// From now on the next process can go on with a session.
@@ -90,7 +82,6 @@ impl Kept {
         connection: &Arc<Connection>,
         (files_label, files): (&str, BorrowedFd<'_>),
     ) -> Result<(), MountError> {
-        use std::os::fd::AsFd;
         let stored = connection
             .establish(session.attachment(), session.agreement())
             .and_then(|()| self.store(FILES, files_label, files))
@@ -105,9 +96,7 @@ impl Kept {
 
     /// This process serves the connection.
     pub(super) fn serve(&self, connection: &Arc<Connection>) {
-        let mut served = self.served.lock();
-        served.retain(|connection| connection.strong_count() > 0);
-        served.push(Arc::downgrade(connection));
+        self.0.serve(connection);
     }
 
     /// The session of this label has ended.
@@ -122,22 +111,15 @@ impl Kept {
         self.forget_one(FILES, label);
     }
 
-    /// This process is about to give way to the next.
-    pub(super) fn hand_over(&self) {
-        for connection in self.served.lock().iter().filter_map(Weak::upgrade) {
-            connection.hand_over();
-        }
-    }
-
     fn store(&self, kind: &str, label: &str, fd: BorrowedFd<'_>) -> std::io::Result<()> {
         let name = format!("{kind}{label}");
         // One descriptor by each name, whoever stored one before.
-        self.worker.keeper().forget(&name)?;
-        self.worker.keeper().store(&name, &[fd])
+        self.0.keeper().forget(&name)?;
+        self.0.keeper().store(&name, &[fd])
     }
 
     fn forget_one(&self, kind: &str, label: &str) {
-        if let Err(error) = self.worker.keeper().forget(&format!("{kind}{label}")) {
+        if let Err(error) = self.0.keeper().forget(&format!("{kind}{label}")) {
             tracing::warn!(label, %error, "the keeper goes on keeping what is no more");
         }
     }

@@ -52,9 +52,10 @@ impl<'a> Daemon<'a> {
         self.start_again();
     }
 
-    /// SIGKILL; then a new process on the same state.
+    /// SIGKILL for keeper and worker; then a new daemon on the same state.
     pub(crate) fn crash_and_restart(&mut self) {
-        self.stop("KILL");
+        self.namespace.kill_all(&self.process);
+        self.namespace.wait_until_ended(&self.process, PATIENCE);
         self.start_again();
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::process::{bounded, end, output, read_until, succeed};
+use super::process::{bounded, end, kill_all, output, read_until, succeed};
 use super::s3::{Account, scratch};
 
 /// Debian's `nobody`: a user with no rights of its own.
@@ -114,11 +114,10 @@ impl Mounted {
         self.mount();
     }
 
-    /// SIGKILL: the program has no last word.
+    /// SIGKILL for keeper and worker: the program has no last word.
     pub(crate) fn kill(&mut self) {
         let mut process = self.process.take().expect("it is mounted");
-        process.kill().expect("a signal");
-        process.wait().expect("it is gone");
+        kill_all(&mut process);
     }
 
     /// Clears the dead mount away and mounts again on the state that the killed program left.

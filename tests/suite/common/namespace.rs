@@ -122,6 +122,12 @@ impl Namespace {
         output(self.command(10, "kill").args(["-s", signal, &daemon.pid]));
     }
 
+    /// SIGKILL for a daemon inside and its children: none of them has a last word.
+    pub(crate) fn kill_all(&self, daemon: &Inside) {
+        let script = r#"kill -s STOP "$0"; kill -s KILL $(cat "/proc/$0/task/$0/children") "$0""#;
+        output(self.command(10, "sh").args(["-c", script, &daemon.pid]));
+    }
+
     /// Whether the daemon runs; a zombie does not.
     pub(crate) fn is_running(&self, daemon: &Inside) -> bool {
         let stat = format!("/proc/{}/root/proc/{}/stat", self.init, daemon.pid);

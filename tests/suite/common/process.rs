@@ -100,6 +100,25 @@ pub(crate) fn send(child: &Child, signal: Signal) {
     let _ = kill(pid, signal);
 }
 
+/// The children of a process; a keeper has one, its worker.
+pub(crate) fn children(pid: u32) -> Vec<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let pids = children.split_whitespace().flat_map(str::parse);
+    pids.map(Pid::from_raw).collect()
+}
+
+/// SIGKILL for a keeper and its worker: neither has a last word.
+pub(crate) fn kill_all(keeper: &mut Child) {
+    // It must not start another worker, nor may the worker see it go.
+    send(keeper, Signal::SIGSTOP);
+    for worker in children(keeper.id()) {
+        let _ = kill(worker, Signal::SIGKILL);
+    }
+    keeper.kill().expect("a signal");
+    keeper.wait().expect("it is gone");
+}
+
 /// Ends a child of ours: SIGTERM, and SIGKILL when it has not gone after `limit`. Returns whether it
 /// went by itself with status 0.
 pub(crate) fn end(child: &mut Child, limit: Duration) -> bool {
