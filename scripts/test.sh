@@ -124,7 +124,7 @@ if wanted deny; then
     fi
 fi
 if wanted plain; then
-    tests plain 'not test(/^(crash|disk_full|docker|fuse_real|mounter|session)::/) & not test(garage)' \
+    tests plain 'not test(/^(crash|disk_full|docker|fuse_real|mounter|restart|session|survival)::/) & not test(garage)' \
         --lib --bins --examples --test suite -- --skip disk_full:: --skip docker:: --skip fuse_real:: --skip mounter:: \
         --skip session:: --skip garage
 fi
@@ -141,7 +141,7 @@ if wanted fuse; then
             say "/dev/fuse is closed to users (mode $closed_fuse); it is opened for the run"
             as_root chmod 0666 /dev/fuse
         fi
-        tests fuse 'test(/^(crash|disk_full|fuse_real|mounter|session)::/)' --test suite -- \
+        tests fuse 'test(/^(crash|disk_full|fuse_real|mounter|restart|session|survival)::/)' --test suite -- \
             crash:: disk_full:: fuse_real:: mounter:: session::
     else
         cannot fuse "needs /dev/fuse, fusermount3 and root"

@@ -7,10 +7,18 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// A crash loop costs next to nothing, and whoever mends its cause need not wait.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// The wait before the next worker when `crashes` came before this one without a healthy time between them.
-pub(super) fn delay(crashes: u32) -> Duration {
+/// Whom a worker has served waits for the next one, and is to wait for less than two seconds in all.
+const LONGEST_OF_SERVED: Duration = Duration::from_millis(500);
+
+/// The wait before the next worker when `crashes` came before this one without a healthy time between them. `served`:
+/// the worker had been ready.
+pub(super) fn delay(crashes: u32, served: bool) -> Duration {
+    let longest = match served {
+        true => LONGEST_OF_SERVED,
+        false => LONGEST,
+    };
     // 2^7 * 100 ms is above the longest.
-    (SHORTEST * (1 << crashes.min(7))).min(LONGEST)
+    (SHORTEST * (1 << crashes.min(7))).min(longest)
 }
 
 #[cfg(test)]
@@ -32,7 +40,9 @@ mod tests {
             (u32::MAX, 10_000),
         ];
         for (crashes, millis) in table {
-            assert_eq!(delay(crashes), Duration::from_millis(millis), "{crashes}");
+            let millis = Duration::from_millis(millis);
+            assert_eq!(delay(crashes, false), millis, "{crashes}");
+            assert_eq!(delay(crashes, true), millis.min(LONGEST_OF_SERVED));
         }
     }
 }

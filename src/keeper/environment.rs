@@ -26,6 +26,8 @@ const WATCHDOG_PID: &str = "WATCHDOG_PID";
 pub(super) const KEEPER: &str = "BUCKETVOL_KEEPER";
 /// What a worker sets as its oom_score_adj.
 pub(super) const OOM_SCORE_ADJ: &str = "BUCKETVOL_OOM_SCORE_ADJ";
+/// Set if somebody else has sent the worker before SIGKILL: what it did then did not bring it down.
+pub(super) const WAS_KILLED: &str = "BUCKETVOL_WAS_KILLED";
 /// The descriptor of what a keeper leaves to the one that it becomes.
 pub(super) const HANDOVER: &str = "BUCKETVOL_KEEPER_HANDOVER";
 
@@ -48,6 +50,7 @@ pub(super) fn is_private(name: &OsStr) -> bool {
         WATCHDOG_PID,
         KEEPER,
         OOM_SCORE_ADJ,
+        WAS_KILLED,
         HANDOVER,
     ]
     .iter()
@@ -173,6 +176,7 @@ pub(super) struct Told {
     pub(super) notify_socket: Option<String>,
     pub(super) watchdog: Option<Duration>,
     pub(super) oom_score_adj: Option<i32>,
+    pub(super) was_killed: bool,
 }
 
 impl Told {
@@ -200,6 +204,7 @@ impl Told {
             notify_socket: get(NOTIFY_SOCKET),
             watchdog: watchdog.filter(|usec| *usec > 0).map(Duration::from_micros),
             oom_score_adj: number(&get, OOM_SCORE_ADJ)?,
+            was_killed: get(WAS_KILLED).is_some(),
         })
     }
 
@@ -278,6 +283,7 @@ mod tests {
             notify_socket: Some("@x".to_owned()),
             watchdog: Some(Duration::from_secs(3)),
             oom_score_adj: None,
+            was_killed: false,
         };
         for more in [
             [("BUCKETVOL_KEEPER", "6"), ("WATCHDOG_PID", "1")],

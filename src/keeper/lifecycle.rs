@@ -134,6 +134,8 @@ pub(super) struct Lifecycle {
     alive_at: Instant,
     /// Crashes without a healthy time between them.
     crashes: u32,
+    /// Those of them since a worker was ready.
+    failed_starts: u32,
     /// A request to stop that a worker has to be ready for: it drains what its predecessors left.
     stop: Option<Signal>,
 }
@@ -158,6 +160,7 @@ impl Lifecycle {
             ready_since,
             alive_at: now,
             crashes: 0,
+            failed_starts: 0,
             stop: None,
         }
     }
@@ -253,8 +256,15 @@ impl Lifecycle {
         if self.ready_since.is_some_and(healthy) {
             self.crashes = 0;
         }
-        let delay = backoff::delay(self.crashes);
+        let delay = match self.ready_since {
+            Some(_) => {
+                self.failed_starts = 0;
+                backoff::delay(self.crashes, true)
+            }
+            None => backoff::delay(self.failed_starts, false),
+        };
         self.crashes = self.crashes.saturating_add(1);
+        self.failed_starts = self.failed_starts.saturating_add(1);
         self.phase = Phase::Waiting { until: now + delay };
         match std::mem::take(&mut self.on_trial) {
             true => Action::FallBack(delay),

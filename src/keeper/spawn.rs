@@ -12,7 +12,8 @@ use nix::unistd::{Pid, getpid};
 
 use super::descriptors::FIRST_PASSED;
 use super::environment::{
-    self, KEEPER, LISTEN_FDNAMES, LISTEN_FDS, NOTIFY_SOCKET, OOM_SCORE_ADJ, WATCHDOG_USEC,
+    self, KEEPER, LISTEN_FDNAMES, LISTEN_FDS, NOTIFY_SOCKET, OOM_SCORE_ADJ, WAS_KILLED,
+    WATCHDOG_USEC,
 };
 use super::executable::Executable;
 use super::store::Store;
@@ -48,8 +49,14 @@ impl Template {
     /// Starts a worker that runs `executable` and finds the store's descriptors from 3 up.
     ///
     /// It is in a process group of its own: what a terminal sends to a group comes to it through the keeper,
-    /// once. It has no signal blocked, and outlives a keeper that dies.
-    pub(super) fn start(&self, executable: &Executable, store: &Store) -> io::Result<Pid> {
+    /// once. It has no signal blocked, and outlives a keeper that dies. `was_killed`: somebody else has ended the one
+    /// before.
+    pub(super) fn start(
+        &self,
+        executable: &Executable,
+        store: &Store,
+        was_killed: bool,
+    ) -> io::Result<Pid> {
         let mut actions = PosixSpawnFileActions::init()?;
         let mut names = String::new();
         for (target, (name, fd)) in (FIRST_PASSED..).zip(store.iter()) {
@@ -63,6 +70,9 @@ impl Template {
         let mut environment = self.environment.clone();
         environment.push(variable(LISTEN_FDS, store.len())?);
         environment.push(variable(LISTEN_FDNAMES, names)?);
+        if was_killed {
+            environment.push(variable(WAS_KILLED, 1)?);
+        }
 
         let mut attributes = PosixSpawnAttr::init()?;
         attributes.set_pgroup(Pid::from_raw(0))?;

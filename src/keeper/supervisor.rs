@@ -73,6 +73,8 @@ pub(super) struct Supervisor {
     worker: Option<Pid>,
     /// The last worker that ended, for the one line that says so.
     ended: Option<(Pid, End)>,
+    /// It is we who have killed it.
+    is_killing: bool,
     proven: Executable,
     /// What the worker runs while it is on trial, or the next one will.
     candidate: Option<Executable>,
@@ -153,6 +155,7 @@ impl Supervisor {
             template,
             worker: None,
             ended: None,
+            is_killing: false,
             follows: proven.is_ours(),
             proven,
             candidate: None,
@@ -200,6 +203,7 @@ impl Supervisor {
             template,
             worker: Some(Pid::from_raw(handover.worker)),
             ended: None,
+            is_killing: false,
             follows: proven.is_ours(),
             proven,
             candidate: None,
@@ -360,6 +364,7 @@ impl Supervisor {
                     pid = self.worker.map(Pid::as_raw),
                     "the worker is killed: {why}"
                 );
+                self.is_killing = true;
                 self.signal(Signal::SIGKILL);
             }
             Action::Start(program) => {
@@ -412,7 +417,9 @@ impl Supervisor {
             (Program::Candidate, Some(candidate)) => candidate,
             _ => &self.proven,
         };
-        let pid = self.template.start(executable, &self.store)?;
+        let killed = matches!(self.ended, Some((_, End::Killed(Signal::SIGKILL))));
+        let was_killed = killed && !self.is_killing;
+        let pid = self.template.start(executable, &self.store, was_killed)?;
         tracing::debug!(
             pid = pid.as_raw(),
             descriptors = self.store.len(),
@@ -420,6 +427,7 @@ impl Supervisor {
         );
         self.worker = Some(pid);
         self.ended = None;
+        self.is_killing = false;
         Ok(())
     }
 

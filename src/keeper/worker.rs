@@ -33,6 +33,7 @@ const SEND_LIMIT: TimeVal = TimeVal::new(5, 0);
 pub struct Keeper {
     line: Option<Line>,
     watchdog: Option<Duration>,
+    was_killed: bool,
 }
 
 #[derive(Debug)]
@@ -63,13 +64,26 @@ impl Keeper {
         let inherited = told.take()?;
         let line = told.notify_socket.as_deref().map(Line::to).transpose()?;
         let watchdog = told.watchdog.filter(|_| line.is_some());
-        Ok((Self { line, watchdog }, inherited))
+        let was_killed = told.was_killed;
+        let keeper = Self {
+            line,
+            watchdog,
+            was_killed,
+        };
+        Ok((keeper, inherited))
     }
 
     /// Whether anybody keeps what is stored.
     #[must_use]
     pub fn is_some(&self) -> bool {
         self.line.is_some()
+    }
+
+    /// Whether somebody has sent the process before SIGKILL, and not because it hung. What it did then is to blame for
+    /// nothing, or for too much memory.
+    #[must_use]
+    pub fn predecessor_was_killed(&self) -> bool {
+        self.was_killed
     }
 
     /// How often [`Keeper::heartbeat`] is to be called: twice within the silence that is taken for a hang.

@@ -31,6 +31,10 @@ mod keeper;
 #[cfg(feature = "fuse-tests")]
 mod restart;
 
+// Programs use a mount while its worker is killed under them.
+#[cfg(feature = "fuse-tests")]
+mod survival;
+
 // What the README tells people to type.
 mod front_door;
 

@@ -50,7 +50,8 @@ impl Kept {
     pub(super) fn take(&self, label: &str) -> Option<Orphaned> {
         let device = self.take_one(DEVICE, label)?;
         let memory = self.take_one(CONNECTION, label);
-        let reopened = memory.map(Connection::reopen)?;
+        let was_killed = self.0.keeper().predecessor_was_killed();
+        let reopened = memory.map(|memory| Connection::reopen(memory, was_killed))?;
         match reopened {
             Ok((connection, left)) => Some(Orphaned {
                 device: device.into(),

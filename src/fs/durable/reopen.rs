@@ -30,7 +30,8 @@ impl FileSystem {
             handles,
             ..
         } = left;
-        while let Some(ino) = nodes.keys().next().copied() {
+        let inos: Vec<u64> = nodes.keys().copied().collect();
+        for ino in inos {
             self.replace_node(tree, &mut nodes, ino, &inodes, doomed);
         }
         if let Some(root) = inodes.get(&ROOT) {

@@ -1,7 +1,7 @@
 //! What a later process has to know of a connection of the kernel, kept in shared memory: what was agreed, how often
 //! the kernel was told of each inode, and which requests were begun again after a crash.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +27,12 @@ const LAST: u8 = 4;
 const EPOCH: u8 = 5;
 const HANDED_OVER: u8 = 6;
 
+/// A request that was in hand at a crash is to blame for it by so much, and by less if somebody else has killed the
+/// process: the kernel may have, which ran out of memory. At the limit it is not begun again.
+const BLAME_OF_CRASH: u8 = 4;
+const BLAME_OF_KILL: u8 = 1;
+const BLAME_MAX: u8 = 8;
+
 /// Request numbers that pass before the highest is written down again.
 const LAST_STEP: u64 = 1 << 11;
 
@@ -35,8 +41,10 @@ const LAST_STEP: u64 = 1 << 11;
 pub struct Connection {
     table: Table,
     epoch: u64,
-    /// Requests that were in hand at a crash, begun again, and in hand at the next.
-    poisonous: Mutex<HashSet<u64>>,
+    /// What requests that were in hand at the last crash are to blame for.
+    blamed: Mutex<HashMap<u64, u8>>,
+    /// What each that was in hand then is to blame for at least.
+    least_blame: u8,
     last_request: AtomicU64,
 }
 
@@ -93,23 +101,29 @@ impl Connection {
         Self {
             table,
             epoch,
-            poisonous: Mutex::default(),
+            blamed: Mutex::default(),
+            least_blame: 0,
             last_request: AtomicU64::new(0),
         }
     }
 
-    /// Goes on with the rows of an earlier process.
-    pub fn reopen(memory: OwnedFd) -> io::Result<(Self, LeftConnection)> {
+    /// Goes on with the rows of an earlier process; `was_killed` if somebody else has ended it.
+    pub fn reopen(memory: OwnedFd, was_killed: bool) -> io::Result<(Self, LeftConnection)> {
         let (table, rows) = Table::reopen(memory)?;
         let (mut terms, mut epoch, mut last) = (None, None, 0);
-        let (mut lookups, mut begun_again) = (Vec::new(), HashSet::new());
+        let (mut lookups, mut begun_again) = (Vec::new(), HashMap::new());
         let mut was_handed_over = false;
+        let blame = match was_killed {
+            true => BLAME_OF_KILL,
+            false => BLAME_OF_CRASH,
+        };
         for Row { kind, id, bytes } in rows {
             match kind {
                 TERMS => terms = Some(postcard::from_bytes(&bytes).map_err(|_| unreadable())?),
                 LOOKUPS => lookups.push((id, number(bytes)?)),
                 REQUEST => {
-                    begun_again.insert(id);
+                    let before = bytes.first().copied().unwrap_or(0);
+                    begun_again.insert(id, before.saturating_add(blame));
                 }
                 LAST => last = number(bytes)?,
                 EPOCH => epoch = Some(number(bytes)?),
@@ -117,15 +131,16 @@ impl Connection {
                 _ => return Err(unreadable()),
             }
         }
-        let connection = Self::of(table, epoch.ok_or_else(unreadable)?);
+        let mut connection = Self::of(table, epoch.ok_or_else(unreadable)?);
+        connection.least_blame = if was_handed_over { 0 } else { blame };
         if was_handed_over {
             // What was in hand then is to blame for nothing.
-            for request in begun_again.drain() {
+            for (request, _) in begun_again.drain() {
                 connection.note(connection.table.remove(REQUEST, request));
             }
             connection.note(connection.table.remove(HANDED_OVER, 0));
         }
-        *connection.poisonous.lock() = begun_again;
+        *connection.blamed.lock() = begun_again;
         connection.last_request.store(last, Ordering::Relaxed);
         let terms = terms.ok_or_else(unreadable)?;
         Ok((connection, LeftConnection { terms, lookups }))
@@ -173,14 +188,16 @@ impl Connection {
         }
     }
 
-    /// A request that was in hand when the process before ended is begun again. `false`: it was in hand at the crash
-    /// before, too, and is not to bring this process down.
+    /// A request that was in hand when the process before ended is begun again. `false`: it was so often in hand at a
+    /// crash that it is not to bring this process down.
     pub(super) fn begin_again(&self, unique: u64) -> bool {
-        if self.poisonous.lock().remove(&unique) {
+        let blame = self.blamed.lock().remove(&unique);
+        let blame = blame.unwrap_or(self.least_blame);
+        if blame >= BLAME_MAX {
             self.answered(unique);
             return false;
         }
-        self.note(self.table.put(REQUEST, unique, &[]));
+        self.note(self.table.put(REQUEST, unique, &[blame]));
         true
     }
 
@@ -226,9 +243,9 @@ fn unreadable() -> io::Error {
 mod tests {
     use super::*;
 
-    fn killed(connection: &Connection) -> Connection {
+    fn crashed(connection: &Connection) -> Connection {
         let memory = connection.as_fd().try_clone_to_owned().unwrap();
-        Connection::reopen(memory).unwrap().0
+        Connection::reopen(memory, false).unwrap().0
     }
 
     fn connection() -> Connection {
@@ -247,25 +264,41 @@ mod tests {
 
     #[test]
     fn a_request_in_hand_at_two_crashes_in_a_row_is_not_begun_a_third_time() {
-        let second = killed(&connection());
+        let second = crashed(&connection());
         assert!(second.begin_again(8) && second.begin_again(10));
         second.answered(10);
-        let third = killed(&second);
+        let third = crashed(&second);
         assert!(!third.begin_again(8));
         assert!(third.begin_again(10));
-        let fourth = killed(&third);
+        let fourth = crashed(&third);
         assert!(fourth.begin_again(8), "it was answered");
+        assert!(!fourth.begin_again(10));
+    }
+
+    #[test]
+    fn who_kills_the_process_is_rather_to_blame() {
+        let killed = |connection: &Connection| {
+            let memory = connection.as_fd().try_clone_to_owned().unwrap();
+            Connection::reopen(memory, true).unwrap().0
+        };
+        let mut process = killed(&connection());
+        for _ in 1..BLAME_MAX {
+            assert!(process.begin_again(8));
+            process = killed(&process);
+        }
+        assert!(!process.begin_again(8));
     }
 
     #[test]
     fn a_process_that_hands_over_was_not_brought_down_by_its_requests() {
-        let second = killed(&connection());
-        assert!(second.begin_again(8));
-        second.hand_over();
-        let third = killed(&second);
-        assert!(third.begin_again(8));
-        let fourth = killed(&third);
-        assert!(!fourth.begin_again(8));
+        let mut process = crashed(&connection());
+        for _ in 0..5 {
+            assert!(process.begin_again(8));
+            process.hand_over();
+            process = crashed(&process);
+        }
+        process = crashed(&process);
+        assert!(process.begin_again(8));
     }
 
     #[test]
@@ -276,7 +309,7 @@ mod tests {
         first.keep_lookups(6, 0);
         first.note_request(LAST_STEP * 3);
         let memory = first.as_fd().try_clone_to_owned().unwrap();
-        let (second, left) = Connection::reopen(memory).unwrap();
+        let (second, left) = Connection::reopen(memory, false).unwrap();
         assert_eq!(left.lookups, [(5, 2)]);
         assert_eq!(second.epoch(), first.epoch());
         assert_eq!(second.last_request(), LAST_STEP * 3);

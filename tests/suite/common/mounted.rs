@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 
-use super::process::{bounded, end, kill_all, output, read_until, succeed};
+use super::process::{bounded, children, end, kill_all, output, read_until, succeed, wait_for};
 use super::s3::{Account, scratch};
 
 /// Debian's `nobody`: a user with no rights of its own.
@@ -118,6 +119,19 @@ impl Mounted {
     pub(crate) fn kill(&mut self) {
         let mut process = self.process.take().expect("it is mounted");
         kill_all(&mut process);
+    }
+
+    /// SIGKILL for the worker alone: the keeper starts another one.
+    pub(crate) fn kill_worker(&self) {
+        let keeper = self.process.as_ref().expect("it is mounted").id();
+        let mut workers = Vec::new();
+        wait_for("a worker", PATIENCE, || {
+            workers = children(keeper);
+            !workers.is_empty()
+        });
+        for worker in workers {
+            kill(worker, Signal::SIGKILL).expect("a signal");
+        }
     }
 
     /// Clears the dead mount away and mounts again on the state that the killed program left.
