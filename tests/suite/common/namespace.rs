@@ -124,7 +124,9 @@ impl Namespace {
 
     /// SIGKILL for a daemon inside and its children: none of them has a last word.
     pub(crate) fn kill_all(&self, daemon: &Inside) {
-        let script = r#"kill -s STOP "$0"; kill -s KILL $(cat "/proc/$0/task/$0/children") "$0""#;
+        // The children first: a keeper sees its worker end, and is gone before it starts another. It is not
+        // stopped meanwhile, since nsenter(1) would stop with it.
+        let script = r#"kill -s KILL $(cat "/proc/$0/task/$0/children") "$0""#;
         output(self.command(10, "sh").args(["-c", script, &daemon.pid]));
     }
 
