@@ -15,6 +15,7 @@ mod output;
 mod pairs;
 mod pending;
 mod progress;
+mod restart;
 mod said;
 mod serve;
 mod signals;
@@ -60,6 +61,7 @@ enum Command {
     Sync(sync::SyncArgs),
     Pending(pending::PendingArgs),
     Status(status::StatusArgs),
+    Restart(restart::RestartArgs),
     Volume(volume::VolumeArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -112,6 +114,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode> {
         Command::Sync(args) => runtime()?.block_on(sync::run(args, &run_dir)),
         Command::Pending(args) => runtime()?.block_on(pending::run(args, &run_dir)),
         Command::Status(args) => runtime()?.block_on(status::run(args, &run_dir)),
+        Command::Restart(args) => runtime()?.block_on(restart::run(args, &run_dir)),
         Command::Volume(args) => runtime()?.block_on(volume::run(args)),
         Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
     }

@@ -31,7 +31,7 @@ const NAME: &CStr = c"bucketvol";
 /// How the keeper behaves; for tests and debuggers.
 #[derive(Debug, Clone, Args)]
 pub(super) struct KeeperArgs {
-    /// Run in one process: a crash ends it
+    /// Run in one process: a crash ends it, and `bucketvol restart` cannot replace it
     #[arg(long, hide = true, env = "BUCKETVOL_NO_KEEPER", value_parser = FalseyValueParser::new())]
     no_keeper: bool,
     /// How long a worker has to serve until it counts as healthy [default: 1m]

@@ -136,6 +136,7 @@ fn the_help_of_every_command_shows_an_example() {
         &["umount", "--help"],
         &["sync", "--help"],
         &["status", "--help"],
+        &["restart", "--help"],
         &["volume", "--help"],
         &["volume", "ls", "--help"],
         &["volume", "create", "--help"],
@@ -164,6 +165,7 @@ fn wrong_usage_is_status_2() {
         &["mount", "s3://b"],
         &["sync"],
         &["sync", "/mnt", "--all"],
+        &["restart", "/mnt", "--serve"],
         &["unmount", "/mnt", "--lazy", "--timeout", "5"],
         &["unmount", "/mnt", "--timeout", "soon"],
         &["serve", "--cache-memory", "1"],
@@ -314,6 +316,14 @@ fn an_unmount_or_sync_of_what_is_not_mounted_is_one_line() {
     );
     let said = place.refused(&mut place.command(&["umount", "/proc"]));
     assert!(said.contains("a mount of proc"), "{said}");
+    for arguments in [
+        &["restart"][..],
+        &["restart", "--serve"],
+        &["restart", &point],
+    ] {
+        let said = place.refused(&mut place.command(arguments));
+        assert!(said.contains("of this user serves"), "{said}");
+    }
     let said = place.refused(&mut place.command(&["sync", &point]));
     assert!(
         said.contains("no process") && said.contains(&point),

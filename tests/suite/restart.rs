@@ -1,4 +1,4 @@
-//! `serve` and `mount` as people run them: a keeper and its worker, killed, replaced and ended.
+//! `serve` and `mount` as people run them: a keeper and its worker, killed, replaced, upgraded and ended.
 //!
 //! Needs root and /dev/fuse.
 
@@ -53,6 +53,12 @@ impl Place {
 
     fn program(&self) -> PathBuf {
         self.path("bucketvol")
+    }
+
+    /// Installs what `make` puts at a path, as a package would: by a rename.
+    fn upgrade(&self, make: impl FnOnce(&Path)) {
+        make(&self.path("new"));
+        fs::rename(self.path("new"), self.program()).unwrap();
     }
 
     fn environment(&self, command: &mut Command) {
@@ -270,6 +276,82 @@ fn no_call_is_refused_while_workers_are_killed_and_each_new_one_is_answered() {
         crashes[0].contains("the next worker starts in 100ms"),
         "{}",
         crashes[0]
+    );
+}
+
+#[test]
+fn a_planned_restart_breaks_no_call() {
+    let place = Place::new();
+    let daemon = place.serve();
+    let clients = daemon.clients();
+    for arguments in [&["restart"][..], &["restart", "--serve"], &["restart"]] {
+        let old = daemon.worker().unwrap();
+        let restarted = place.bucketvol(arguments);
+        assert!(
+            restarted.status.success(),
+            "{}\n{}",
+            describe(&restarted),
+            daemon.log()
+        );
+        let new = daemon.worker().unwrap();
+        assert_ne!(new, old);
+        let name = fs::read_to_string(format!("/proc/{new}/comm")).unwrap();
+        assert_eq!(name.trim_end(), "bucketvol");
+        let said = String::from_utf8_lossy(&restarted.stdout).into_owned();
+        let expected = format!("serve: worker {old} is replaced by {new}, ");
+        assert!(said.starts_with(&expected), "{said}");
+    }
+    sleep(Duration::from_millis(200));
+    let calls: Vec<Calls> = clients.into_iter().map(Client::stop).collect();
+    let longest = calls.iter().map(|calls| calls.longest).max().unwrap();
+    report(&format!("3 restarts: the longest call took {longest:?}"));
+    for calls in calls {
+        assert!(
+            calls.refused.is_empty() && calls.broken.is_empty(),
+            "{calls:?}"
+        );
+    }
+}
+
+#[test]
+fn a_restart_runs_the_release_that_is_installed_and_a_broken_one_gives_way() {
+    let place = Place::new();
+    let daemon = place.serve();
+    place.upgrade(|path| {
+        fs::write(path, "#!/bin/sh\nexit 1\n").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    });
+    let mut restart = bounded(120, env!("CARGO_BIN_EXE_bucketvol"));
+    place.environment(&mut restart);
+    let failed = output(restart.arg("restart"));
+    assert_eq!(failed.status.code(), Some(1), "{}", describe(&failed));
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(said.contains("runs the old executable"), "{said}");
+    assert!(daemon.list().is_ok(), "{}", daemon.log());
+
+    place.upgrade(|path| copy(Path::new(env!("CARGO_BIN_EXE_bucketvol")), path));
+    let restarted = place.bucketvol(&["restart"]);
+    assert!(
+        restarted.status.success(),
+        "{}\n{}",
+        describe(&restarted),
+        daemon.log()
+    );
+    wait_for("the keeper becomes it too", PATIENCE, || {
+        let keeper = daemon.keeper.id();
+        let of = |path: PathBuf| {
+            fs::metadata(path).map(|file| std::os::unix::fs::MetadataExt::ino(&file))
+        };
+        of(format!("/proc/{keeper}/exe").into()).ok() == of(place.program()).ok()
+    });
+    assert!(daemon.list().is_ok(), "{}", daemon.log());
+    // It can be replaced and ended as before.
+    let again = place.bucketvol(&["restart"]);
+    assert!(
+        again.status.success(),
+        "{}\n{}",
+        describe(&again),
+        daemon.log()
     );
 }
 
