@@ -252,6 +252,7 @@ impl Worker {
         for connection in self.served.lock().iter().filter_map(Weak::upgrade) {
             connection.hand_over();
         }
+        tracing::info!("handed over to the next worker");
         std::process::exit(0)
     }
 }
