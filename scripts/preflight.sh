@@ -22,7 +22,7 @@ fi
 packages=(ca-certificates curl fuse3 busybox-static util-linux tar)
 # Docker from the distribution only where none is installed: docker-ce brings its own dockerd.
 has dockerd && has docker || packages+=(docker.io)
-[ "$purpose" = demo ] || packages+=(attr git make procps socat)
+[ "$purpose" = demo ] || packages+=(attr fio git make procps socat)
 # SQLite is driven by it. Any will do.
 [ "$purpose" = demo ] || has python3 || packages+=(python3)
 

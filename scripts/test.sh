@@ -93,6 +93,7 @@ nextest_profile=()
 if [ "${LONG:-}" = 1 ]; then
     nextest_profile=(--profile long --run-ignored all)
     export PROPTEST_CASES="${PROPTEST_CASES:-4000}" BUCKETVOL_KILLS="${BUCKETVOL_KILLS:-500}"
+    export BUCKETVOL_WORKER_KILLS="${BUCKETVOL_WORKER_KILLS:-100}"
     export BUCKETVOL_SEEDS="${BUCKETVOL_SEEDS:-25}"
 fi
 

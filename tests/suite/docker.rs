@@ -2,6 +2,8 @@
 //!
 //! Each test has an engine, a daemon and a server of its own. Objects are read back by curl, past us.
 
+mod restarts;
+
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 

@@ -17,7 +17,7 @@ use crate::common::process::{bounded, succeed};
 use crate::common::s3::LocalS3;
 use crate::common::test_fs::pattern;
 
-/// `BUCKETVOL_KILLS` asks for more: the long form is 100.
+/// `BUCKETVOL_WORKER_KILLS` asks for more: the long form is 100.
 const KILLS: u32 = 10;
 
 /// Bytes of the file that is read, and of the one that is written all over.
@@ -199,7 +199,7 @@ const PROGRAMS: [(&str, Program); 5] = [
 ];
 
 fn kills() -> u32 {
-    std::env::var("BUCKETVOL_KILLS").map_or(KILLS, |n| n.parse().expect("a number"))
+    std::env::var("BUCKETVOL_WORKER_KILLS").map_or(KILLS, |n| n.parse().expect("a number"))
 }
 
 /// Has programs use the mount while `hurt` is called again and again.

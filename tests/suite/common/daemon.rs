@@ -59,6 +59,11 @@ impl<'a> Daemon<'a> {
         self.start_again();
     }
 
+    /// SIGKILL for the worker alone: the keeper starts another one.
+    pub(crate) fn kill_worker(&self) {
+        self.namespace.kill_children(&self.process);
+    }
+
     /// Ends the process by this signal and waits until it is gone.
     pub(crate) fn stop(&self, signal: &str) {
         self.namespace.signal(&self.process, signal);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::process::{bounded, output, read_until, wait_for};
+use super::process::{bounded, output, read_until, succeed, wait_for};
 use super::s3::scratch;
 
 /// The first process; the demo's engine has the same.
@@ -128,6 +128,12 @@ impl Namespace {
         // stopped meanwhile, since nsenter(1) would stop with it.
         let script = r#"kill -s KILL $(cat "/proc/$0/task/$0/children") "$0""#;
         output(self.command(10, "sh").args(["-c", script, &daemon.pid]));
+    }
+
+    /// SIGKILL for a daemon's children, of which it has some or will have soon.
+    pub(crate) fn kill_children(&self, daemon: &Inside) {
+        let script = r#"until kill -s KILL $(cat "/proc/$0/task/$0/children") 2>/dev/null; do sleep 0.02; done"#;
+        succeed(self.command(30, "sh").args(["-c", script, &daemon.pid]));
     }
 
     /// Whether the daemon runs; a zombie does not.
