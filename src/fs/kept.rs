@@ -237,6 +237,7 @@ impl LeftOpen {
 
     fn of(rows: Vec<Row>) -> io::Result<Self> {
         let mut left = Self::default();
+        left.nodes.reserve(rows.len());
         for Row { kind, id, bytes } in rows {
             match kind {
                 NODE => {

@@ -74,8 +74,10 @@ impl FileSystem {
             }
             let place = node.place.filter(|(parent, name)| {
                 let is_free = tree.child(*parent, name).is_none();
-                let key = tree.child_key(*parent, name, node.is_directory);
-                let is_there = key.is_some_and(|key| !doomed.contains_key(&key));
+                // A million keys take a second to spell.
+                let spell = || tree.child_key(*parent, name, node.is_directory);
+                let is_there =
+                    doomed.is_empty() || spell().is_some_and(|key| !doomed.contains_key(&key));
                 // What is clean is an object.
                 let has_object = inodes.get(&ino).is_none_or(|inode| inode.remote.is_some());
                 let is_below = tree.is_directory(*parent) == Some(true);

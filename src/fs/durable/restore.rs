@@ -167,7 +167,8 @@ impl FileSystem {
             changed.push(inode.ino);
             tree.add_orphan(key, inode);
         }
-        for attempt in std::mem::take(&mut replay.in_doubt).into_values() {
+        let in_doubt = std::mem::take(&mut replay.in_doubt);
+        for attempt in in_doubt.into_values().flatten() {
             if let Some((key, inode)) = self.doubted(&mut tree, Some(attempt)) {
                 changed.push(inode.ino);
                 tree.add_orphan(key, inode);

@@ -127,6 +127,8 @@ pub(crate) enum Record {
     /// Bytes of an inode were not on the disk when the host went down: its content is what it was after this step of
     /// its history ([`super::history`]); `None`: what the object has.
     WentBack { ino: u64, to: Option<u64> },
+    /// What an upload in doubt has made, if anything, is gone, or known by another record.
+    Resolved(Attempt),
 }
 
 /// A multipart upload that was begun.

@@ -21,7 +21,7 @@ pub(crate) struct Replay {
     /// Objects without a name, to be deleted.
     pub(crate) doomed: HashMap<Key, SentObject>,
     /// Uploads of what has no name, of which it is not known whether they have made an object.
-    pub(crate) in_doubt: HashMap<Key, Attempt>,
+    pub(crate) in_doubt: HashMap<Key, Vec<Attempt>>,
     /// The last requests whose changes are all in the journal.
     pub(crate) requests: RecentRequests,
     /// Multipart uploads of which the journal knows no end.
@@ -178,6 +178,11 @@ impl Replay {
                     self.doomed.remove(&key);
                 }
             }
+            Record::Resolved(attempt) => {
+                if let Some(at_key) = self.in_doubt.get_mut(&attempt.key) {
+                    at_key.retain(|other| !other.write.is_of_the_write_of(&attempt.write));
+                }
+            }
             Record::Settled { ino } => {
                 self.inodes.remove(&ino);
             }
@@ -325,7 +330,9 @@ impl Replay {
 
     fn doubt(&mut self, attempts: impl IntoIterator<Item = Attempt>) {
         for attempt in attempts {
-            self.in_doubt.insert(attempt.key.clone(), attempt);
+            let at_key = self.in_doubt.entry(attempt.key.clone()).or_default();
+            at_key.retain(|other| !other.write.is_of_the_write_of(&attempt.write));
+            at_key.push(attempt);
         }
     }
 

@@ -184,7 +184,8 @@ fn read(bytes: &[u8]) -> io::Result<(Slots, Vec<Row>)> {
     };
     let mut is_used = vec![false; all.len()];
     is_used[0] = true;
-    let mut rows = Vec::new();
+    let mut rows = Vec::with_capacity(all.len());
+    slots.heads.reserve(all.len());
     for (at, head) in (0..slots.len).zip(&all).skip(1) {
         let kind = head[0];
         if matches!(kind, UNUSED | FURTHER) {

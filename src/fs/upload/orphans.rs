@@ -12,7 +12,7 @@ use super::worker::Progress;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Frozen, Inode, Remote};
-use crate::fs::journal::record::SentObject;
+use crate::fs::journal::record::{Record, SentObject};
 use crate::fs::staging::ContentSource;
 use crate::fs::tree::{RESERVED, Tree};
 use crate::store::{CopyOptions, Key, MetadataDirective, ObjectVersion, Precondition, StoreError};
@@ -69,7 +69,7 @@ impl FileSystem {
             let state = inode.state.lock();
             (state.remote.clone(), state.attempt.clone())
         };
-        let mut version = kept.as_ref().map(|remote| remote.version.clone());
+        let version = kept.as_ref().map(|remote| remote.version.clone());
         let stays = |version: &ObjectVersion| {
             let overwritten = Precondition::Version(version.clone());
             upload.is_some_and(|upload| upload.precondition == overwritten)
@@ -84,7 +84,7 @@ impl FileSystem {
             {
                 self.delete_version(key, &found.version).await?;
             }
-            version = Some(ObjectVersion::any());
+            self.append_or_warn(&Record::Resolved(attempt));
         }
         if let Some(remote) = kept.filter(|remote| remote.key == *key) {
             match self.make_independent(inode).await {

@@ -115,6 +115,28 @@ async fn an_open_file_that_loses_its_name_under_its_upload_keeps_its_bytes() {
     assert_eq!(fs.keys().await, [""; 0]);
 }
 
+/// Both files are gone when it is known what became of the first one's upload.
+#[tokio::test(start_paused = true)]
+async fn of_two_uploads_in_doubt_at_one_key_nothing_is_left() {
+    let (bucket, faults) = faulty_bucket();
+    let write = WriteOptions {
+        upload_delay: Duration::ZERO,
+        ..WriteOptions::default()
+    };
+    let fs = TestFs::with(bucket, write).await;
+    faults.lose_an_answer_and_go(0);
+    for bytes in [b"one", b"two"] {
+        fs.write("a", bytes).await.unwrap();
+        fs.pass(180).await;
+        assert!(faults.has_gone());
+        fs.unlink("a").await.unwrap();
+    }
+    faults.end();
+    let fs = fs.after_crash().await;
+    fs.settled().await;
+    assert_eq!(fs.keys().await, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_file_whose_removal_the_store_refuses_does_not_come_back_with_the_next_process() {
     let (fs, faults) = faulty().await;
