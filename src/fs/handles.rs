@@ -9,10 +9,13 @@ use parking_lot::{Mutex, RwLock};
 use super::error::FsError;
 use super::inode::{Inode, InodeState, Linked};
 use super::journal::record::SentObject;
-use super::kept::{Bookmarks, KeptHandle, KeptOpen};
+use super::kept::{Bookmarks, Kept, KeptHandle, KeptOpen};
 use super::ops::dir::DirStream;
 use super::readahead::Readahead;
 use super::request::RequestId;
+
+/// So many numbers are set aside at once.
+const NUMBERS_AHEAD: u64 = 4096;
 
 /// One open file description.
 #[derive(Debug)]
@@ -103,9 +106,20 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// A number for a file or directory that is opened now; it is never used twice.
-    pub(crate) fn new_number(&self) -> u64 {
-        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    /// A number for a file or directory that is opened now. It is never used twice, by a later process neither: the
+    /// close of an earlier file may still come.
+    pub(crate) fn new_number(&self, kept: &Kept) -> u64 {
+        let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        if fh.is_multiple_of(NUMBERS_AHEAD) {
+            kept.reserve_handles(fh + NUMBERS_AHEAD);
+        }
+        fh
+    }
+
+    /// No number up to `fh` is given to anything new.
+    pub(crate) fn reserve(&self, fh: u64, kept: &Kept) {
+        self.last.fetch_max(fh, Ordering::Relaxed);
+        kept.reserve_handles(fh + NUMBERS_AHEAD);
     }
 
     /// Opens a file.

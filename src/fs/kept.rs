@@ -29,6 +29,10 @@ const INODE: u8 = 2;
 const HANDLE: u8 = 3;
 const NUMBERS: u8 = 4;
 
+/// Which numbers.
+const INOS: u64 = 0;
+const HANDLES: u64 = 1;
+
 /// A node row's first byte.
 const IS_DIRECTORY: u8 = 1;
 const HAS_PLACE: u8 = 2;
@@ -52,6 +56,8 @@ pub(crate) struct LeftOpen {
     pub(crate) handles: BTreeMap<u64, KeptHandle>,
     /// No number above this was given to an inode.
     pub(crate) last_ino: u64,
+    /// And none above this to an open file.
+    pub(crate) last_handle: u64,
 }
 
 /// Where an inode is in the tree.
@@ -178,8 +184,13 @@ impl Kept {
     }
 
     /// Numbers up to `last` may be given to inodes.
-    pub(crate) fn reserve_numbers(&self, last: u64) {
-        self.put(NUMBERS, 0, &last.to_le_bytes());
+    pub(crate) fn reserve_inos(&self, last: u64) {
+        self.put(NUMBERS, INOS, &last.to_le_bytes());
+    }
+
+    /// Numbers up to `last` may be given to open files.
+    pub(crate) fn reserve_handles(&self, last: u64) {
+        self.put(NUMBERS, HANDLES, &last.to_le_bytes());
     }
 
     fn put_as(&self, kind: u8, id: u64, row: &impl Serialize) {
@@ -251,8 +262,11 @@ impl LeftOpen {
                     left.handles.insert(id, read(&bytes)?);
                 }
                 NUMBERS => {
-                    let last = bytes.try_into().map_err(|_| unreadable())?;
-                    left.last_ino = left.last_ino.max(u64::from_le_bytes(last));
+                    let last = u64::from_le_bytes(bytes.try_into().map_err(|_| unreadable())?);
+                    match id {
+                        INOS => left.last_ino = left.last_ino.max(last),
+                        _ => left.last_handle = last,
+                    }
                 }
                 _ => return Err(unreadable()),
             }

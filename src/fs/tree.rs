@@ -352,7 +352,7 @@ impl Tree {
     /// No number up to `ino` is given to anything new.
     pub(crate) fn reserve_inos(&mut self, ino: Option<u64>) {
         self.next_ino = self.next_ino.max(ino.unwrap_or(0) + 1);
-        self.kept.reserve_numbers(self.next_ino + NUMBERS_AHEAD);
+        self.kept.reserve_inos(self.next_ino + NUMBERS_AHEAD);
     }
 
     /// An inode that an earlier process knew, under the name it had. What the store has there was not asked.
@@ -630,7 +630,7 @@ impl Tree {
         let number = self.next_ino;
         self.next_ino += 1;
         if number.is_multiple_of(NUMBERS_AHEAD) {
-            self.kept.reserve_numbers(number + NUMBERS_AHEAD);
+            self.kept.reserve_inos(number + NUMBERS_AHEAD);
         }
         number
     }

@@ -190,12 +190,43 @@ fn list(mount: &Path, stop: &AtomicBool, pauses: &mut Pauses) -> io::Result<()> 
     Ok(())
 }
 
-const PROGRAMS: [(&str, Program); 5] = [
+/// Replaces a file in a directory where nobody else is, and looks at it.
+fn dwell(mount: &Path, stop: &AtomicBool, pauses: &mut Pauses) -> io::Result<()> {
+    let home = mount.join("home");
+    fs::create_dir(&home)?;
+    fs::write(home.join("here"), "yes")?;
+    let named = |what: &'static str| move |error| io::Error::other(format!("{what}: {error}"));
+    for number in 0_u64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let here = pauses
+            .step(|| fs::read(home.join("here")))
+            .map_err(named("read"))?;
+        expect(here == b"yes", "the file that stays is another")?;
+        pauses
+            .step(|| fs::write(home.join("new"), number.to_string()))
+            .map_err(named("write"))?;
+        fs::rename(home.join("new"), home.join("old")).map_err(named("rename"))?;
+        fs::remove_file(home.join("old")).map_err(named("remove"))?;
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&home).map_err(named("open"))? {
+            names.push(entry.map_err(named("list"))?.file_name());
+        }
+        if names != ["here"] {
+            return Err(io::Error::other(format!("{names:?} are there")));
+        }
+    }
+    Ok(())
+}
+
+const PROGRAMS: [(&str, Program); 6] = [
     ("reader", read),
     ("cycle", cycle),
     ("appender", append),
     ("scribbler", scribble),
     ("lister", list),
+    ("dweller", dwell),
 ];
 
 fn kills() -> u32 {

@@ -24,6 +24,7 @@ impl FileSystem {
     ) -> Result<Vec<u64>, FsError> {
         let other_boot = left.other_boot;
         self.tree.lock().reserve_inos(Some(open.last_ino));
+        self.handles.reserve(open.last_handle, &self.kept);
         self.find_places(&mut left.replay)?;
         let directories = self.look_for_ends(&mut left.replay).await?;
         let (changed, is_told) = self.take_up(left, &directories, open)?;

@@ -72,7 +72,7 @@ impl FileSystem {
         if let Some(fh) = self.opened_earlier() {
             return Ok(fh);
         }
-        let fh = self.handles.new_number();
+        let fh = self.handles.new_number(&self.kept);
         let handle = DirHandle::new(ino, RequestId::current(), Bookmarks::default());
         self.kept.opened(fh, &handle.kept());
         self.handles.add_directory(fh, handle);

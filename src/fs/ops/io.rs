@@ -95,7 +95,7 @@ impl FileSystem {
         if truncate {
             self.changed(inode.ino);
         }
-        let fh = self.handles.new_number();
+        let fh = self.handles.new_number(&self.kept);
         let handle = KeptHandle {
             ino: inode.ino,
             request: RequestId::current(),

@@ -261,6 +261,22 @@ async fn a_directory_is_read_on_where_the_reader_was() {
     }
 }
 
+/// The close may come once more: the process that was killed has not answered it.
+#[tokio::test]
+async fn the_number_of_a_file_that_was_closed_is_not_another_ones_after_a_kill() {
+    let fs = TestFs::memory().await;
+    let (closed, other) = (fs.create("a").await.unwrap(), fs.create("b").await.unwrap());
+    let number = other.fh.max(closed.fh);
+    for file in [closed, other] {
+        file.close().await.unwrap();
+    }
+    let fs = fs.after_kill().await;
+    let next = fs.create("c").await.unwrap();
+    assert!(next.fh > number);
+    fs.release(number).await;
+    next.write_at(0, b"open").unwrap();
+}
+
 /// `BUCKETVOL_INODES` asks for more: the figures in docs are those of 1 000 000, and a hundredth of them open.
 #[tokio::test]
 async fn as_many_inodes_as_the_kernel_knows_come_back() {
