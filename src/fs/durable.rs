@@ -86,6 +86,9 @@ impl FileSystem {
             }
         }
         self.place_in_journal(tree, parent)?;
+        if let Some(replaced) = replaced {
+            tree.keep_nameless(replaced.ino);
+        }
         let before = inode.state.lock().overwrites.clone();
         if let Some(version) = before {
             self.leave_overwritten(tree, from, version, &mut nameless);
@@ -133,6 +136,7 @@ impl FileSystem {
     ) -> io::Result<()> {
         let mut left = self.left_by(tree, inode, key);
         self.keep_open(inode.ino, &inode.state.lock());
+        tree.keep_nameless(inode.ino);
         if inode.state.lock().journaled || !left.doomed.is_empty() {
             self.journal.complete(&Record::Unlinked {
                 ino: inode.ino,

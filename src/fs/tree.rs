@@ -566,10 +566,27 @@ impl Tree {
         true
     }
 
-    /// An inode has a row of an earlier process.
+    /// An inode has a row of an earlier process, which may not have lived to write down where it is by now.
     pub(crate) fn note_kept(&mut self, ino: u64) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.is_kept = true;
+            self.keep(ino);
+        }
+    }
+
+    /// An inode has a row of an earlier process, and is where that says.
+    pub(crate) fn note_restored(&mut self, ino: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.is_kept = true;
+        }
+    }
+
+    /// An inode is about to lose its name: a process that takes over must not give it back.
+    pub(crate) fn keep_nameless(&self, ino: u64) {
+        if let Some(node) = self.nodes.get(&ino)
+            && node.is_kept
+        {
+            self.kept.node(ino, node.directory.is_some(), None);
         }
     }
 

@@ -87,7 +87,7 @@ impl FileSystem {
                 Some((parent, name)) => {
                     let name: Arc<str> = Arc::from(name);
                     tree.restore(ino, parent, &name, node.is_directory, self.now());
-                    tree.note_kept(ino);
+                    tree.note_restored(ino);
                     if let Some(inode) = tree.inode(ino) {
                         inode.state.lock().has_unknown_pages = true;
                     }

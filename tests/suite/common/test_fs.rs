@@ -206,8 +206,12 @@ impl TestFs {
     /// The volume as the process has it that takes over from this one, which is killed here and now: whoever has a
     /// file open notices nothing.
     pub(crate) async fn after_kill(&self) -> Self {
+        self.after_kill_with(self.left_memory()).await
+    }
+
+    /// Likewise, with what it has last written into memory.
+    pub(crate) async fn after_kill_with(&self, memory: OwnedFd) -> Self {
         let left = self.another_directory();
-        let memory = self.left_memory();
         copy_dir(self.staging.path(), left.path());
         let synced = self.synced_in(left.path());
         self.close();
@@ -218,7 +222,7 @@ impl TestFs {
     }
 
     /// What the process that takes over finds in memory if this one is killed now.
-    fn left_memory(&self) -> OwnedFd {
+    pub(crate) fn left_memory(&self) -> OwnedFd {
         let memory = File::from(self.kept().try_clone_to_owned().unwrap());
         let mut bytes = vec![0; usize::try_from(memory.metadata().unwrap().len()).unwrap()];
         memory.read_exact_at(&mut bytes, 0).unwrap();

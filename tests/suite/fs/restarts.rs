@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bucketvol::config::options::{Conflicts, WriteOptions};
 use bucketvol::fs::{FileSystem, FsError, IfExists, RequestId};
+use bucketvol::store::Bucket;
 
 use super::faults::faulty_bucket;
 use crate::common::fault_store::Outage;
@@ -217,7 +218,7 @@ async fn a_large_file_without_a_name_is_read_from_where_its_object_was_brought()
         upload_delay: Duration::ZERO,
         ..WriteOptions::default()
     };
-    let fs = TestFs::with(Arc::new(bucketvol::store::Bucket::memory()), write).await;
+    let fs = TestFs::with(Arc::new(Bucket::memory()), write).await;
     fs.put_object("a", &pattern(2 * PART + 7)).await;
     let old = fs.open("a").await.unwrap();
     fs.unlink("a").await.unwrap();
@@ -259,6 +260,24 @@ async fn a_directory_is_read_on_where_the_reader_was() {
         assert_eq!(names[2..], all, "{removed} were removed");
         fs.releasedir(dir);
     }
+}
+
+/// Killed between the journal's record and the row that says the same.
+#[tokio::test]
+async fn a_name_that_was_given_up_at_a_kill_does_not_come_back_at_the_next() {
+    let bucket = Arc::new(Bucket::memory());
+    let fs = TestFs::with(bucket, WriteOptions::default()).await;
+    fs.write("new", b"bytes").await.unwrap();
+    fs.drained().await;
+    let ino = fs.ino("new").await.unwrap();
+    let memory = fs.left_memory();
+    fs.rename("new", "old").await.unwrap();
+    let fs = fs.after_kill_with(memory).await;
+    assert_eq!(fs.ino("old").await.unwrap(), ino);
+    fs.drained().await;
+    let fs = fs.after_kill().await;
+    assert_eq!(fs.ino("old").await.unwrap(), ino);
+    assert_eq!(fs.ls("").await, ["old"]);
 }
 
 /// The close may come once more: the process that was killed has not answered it.
