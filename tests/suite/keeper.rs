@@ -271,7 +271,7 @@ fn a_worker_that_hangs_is_killed_and_replaced() {
 fn a_crash_loop_backs_off() {
     let rig = Rig::new("crash");
     let mut keeper = rig.start("");
-    for delay in ["100ms", "200ms", "400ms", "800ms"] {
+    for delay in ["100ms", "200ms", "400ms", "500ms"] {
         keeper.expect(&format!("the next worker starts in {delay}"));
     }
     rig.behave("serve");
