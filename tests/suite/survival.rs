@@ -178,7 +178,7 @@ fn list(mount: &Path, stop: &AtomicBool, pauses: &mut Pauses) -> io::Result<()> 
         }
         let entries =
             pauses.step(|| fs::read_dir(mount.join("many"))?.collect::<io::Result<Vec<_>>>())?;
-        expect(entries.len() == 300, "a name is missing, or twice there")?;
+        expect(entries.len() == 100, "a name is missing, or twice there")?;
         pauses.step(|| nameless.write_all_at(&number.to_le_bytes(), number % 9 * 8))?;
         let mut read = [0; 8];
         nameless.read_exact_at(&mut read, number % 9 * 8)?;
@@ -239,7 +239,7 @@ fn survive(mounted: &mut Mounted, mut hurt: impl FnMut(&mut Mounted)) {
     fs::write(mount.join("static"), pattern(LEN)).expect("a file");
     fs::write(mount.join("changed"), pattern(LEN)).expect("a file");
     fs::create_dir(mount.join("many")).expect("a directory");
-    for number in 0..300 {
+    for number in 0..100 {
         File::create(mount.join(format!("many/{number}"))).expect("a file");
     }
     let locked = File::create(mount.join("lock")).expect("a file");
@@ -276,7 +276,7 @@ fn survive(mounted: &mut Mounted, mut hurt: impl FnMut(&mut Mounted)) {
             (name, scope.spawn(work))
         });
         for i in 0..kills() {
-            std::thread::sleep(Duration::from_millis(u64::from(700 + i * 137 % 900)));
+            std::thread::sleep(Duration::from_millis(u64::from(1000 + i * 137 % 900)));
             hurt(mounted);
             let stdin = shell.stdin.as_mut().expect("it is piped");
             writeln!(stdin, "go on").expect("the shell is there");

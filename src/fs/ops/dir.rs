@@ -45,6 +45,8 @@ pub struct DirEntry {
 pub(crate) struct DirStream {
     entries: Vec<Child>,
     positions: HashMap<Arc<str>, usize>,
+    /// Of the entries so many were shown, and stay where they are.
+    shown: usize,
     progress: Progress,
 }
 
@@ -112,6 +114,7 @@ impl FileSystem {
             at += 1;
         }
         loop {
+            stream.shown = stream.shown.max(at - DOTS);
             while stream.entries.len() < at - DOTS + WINDOW
                 && !matches!(stream.progress, Progress::End)
             {
@@ -268,6 +271,7 @@ impl FileSystem {
                     stream.push(child);
                 }
             }
+            stream.sort();
             stream.progress = Progress::End;
         }
         Ok(())
@@ -289,6 +293,12 @@ impl DirStream {
             modified: remote.modified?,
             metadata: None,
         })
+    }
+
+    /// Brings what was not shown yet into the order of the names, in which a later process finds them too.
+    fn sort(&mut self) {
+        let shown = self.shown.min(self.entries.len());
+        self.entries[shown..].sort_by(|a, b| a.name.cmp(&b.name));
     }
 
     /// Lets the entry after `last` be at `position`. Names come in their order, but for few: where `last` is gone,

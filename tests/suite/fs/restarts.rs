@@ -232,6 +232,36 @@ async fn a_large_file_without_a_name_is_read_from_where_its_object_was_brought()
     assert_eq!(fs.keys().await, ["a"]);
 }
 
+/// Of some names the bucket does not know yet.
+#[tokio::test]
+async fn a_directory_is_read_on_whatever_of_it_is_in_the_bucket() {
+    let bucket = Arc::new(Bucket::memory());
+    let fs = TestFs::with(bucket, WriteOptions::default()).await;
+    for i in 0..300 {
+        match i % 3 {
+            0 => drop(fs.create(&format!("{i:03}")).await.unwrap()),
+            _ => fs.put_object(&format!("{i:03}"), b"").await,
+        }
+    }
+    let dir = fs.opendir(ROOT).await.unwrap();
+    let mut names = fs.readdir(dir, 0).await.unwrap();
+    names.truncate(140);
+    fs.keep_place(dir, &names[139]);
+    let fs = fs.after_kill().await;
+    fs.drained().await;
+    let fs = fs.after_kill().await;
+    let mut at = names[139].next;
+    loop {
+        let more = fs.readdir(dir, at).await.unwrap();
+        let Some(last) = more.last() else { break };
+        at = last.next;
+        names.extend(more);
+    }
+    let names: Vec<_> = names.iter().skip(2).map(|entry| &*entry.name).collect();
+    let all: Vec<String> = (0..300).map(|i| format!("{i:03}")).collect();
+    assert_eq!(names, all);
+}
+
 /// What it has shown is removed meanwhile, as `rm -r` does.
 #[tokio::test]
 async fn a_directory_is_read_on_where_the_reader_was() {
