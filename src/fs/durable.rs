@@ -87,7 +87,7 @@ impl FileSystem {
         }
         self.place_in_journal(tree, parent)?;
         if let Some(replaced) = replaced {
-            tree.keep_nameless(replaced.ino);
+            tree.keep_unnamed(replaced.ino);
         }
         let before = inode.state.lock().overwrites.clone();
         if let Some(version) = before {
@@ -136,7 +136,7 @@ impl FileSystem {
     ) -> io::Result<()> {
         let mut left = self.left_by(tree, inode, key);
         self.keep_open(inode.ino, &inode.state.lock());
-        tree.keep_nameless(inode.ino);
+        tree.keep_unnamed(inode.ino);
         if inode.state.lock().journaled || !left.doomed.is_empty() {
             self.journal.complete(&Record::Unlinked {
                 ino: inode.ino,
@@ -379,11 +379,11 @@ impl FileSystem {
         // that lost its name goes on with the one there is.
         let goes_on = state.linked == Linked::No && state.opens > 0;
         let is_clean = state.linked != Linked::No && !state.unsent.any();
-        let mut kept = KeptInode::of(state);
-        if is_clean {
-            kept.staged = None;
-        }
-        self.keep_open_as(ino, state, &kept);
+        self.keep_open_as(ino, state, |kept| {
+            if is_clean {
+                kept.staged = None;
+            }
+        });
         // As long as the journal has it as changed, its staging file is of use.
         if !self.append_or_warn(&Record::Settled { ino }) {
             return;
@@ -413,13 +413,20 @@ impl FileSystem {
 
     /// Keeps what an open inode, or the root, is for a process that takes over: the journal may not have it.
     pub(crate) fn keep_open(&self, ino: u64, state: &InodeState) {
-        self.keep_open_as(ino, state, &KeptInode::of(state));
+        self.keep_open_as(ino, state, |_| {});
     }
 
     /// Likewise, of what it is about to be.
-    pub(crate) fn keep_open_as(&self, ino: u64, state: &InodeState, kept: &KeptInode) {
+    pub(crate) fn keep_open_as(
+        &self,
+        ino: u64,
+        state: &InodeState,
+        change: impl FnOnce(&mut KeptInode),
+    ) {
         if state.opens > 0 || ino == ROOT {
-            self.kept.inode(ino, kept);
+            let mut kept = KeptInode::of(state);
+            change(&mut kept);
+            self.kept.inode(ino, &kept);
         }
     }
 

@@ -8,14 +8,11 @@ use parking_lot::{Mutex, RwLock};
 
 use super::error::FsError;
 use super::inode::{Inode, InodeState, Linked};
-use super::journal::record::SentObject;
-use super::kept::{Bookmarks, Kept, KeptHandle, KeptOpen};
+use super::kept::{Bookmarks, Kept, KeptHandle, KeptOpen, NUMBERS_AHEAD};
 use super::ops::dir::DirStream;
 use super::readahead::Readahead;
 use super::request::RequestId;
-
-/// So many numbers are set aside at once.
-const NUMBERS_AHEAD: u64 = 4096;
+use crate::store::{Key, ObjectVersion};
 
 /// One open file description.
 #[derive(Debug)]
@@ -149,19 +146,22 @@ impl Handles {
         self.earlier.lock().remove(&request)
     }
 
-    /// The inode without a name that is open and has this object.
-    pub(crate) fn keeper_of(&self, object: &SentObject) -> Option<Arc<Inode>> {
+    /// The inodes without a name that are open, by their objects.
+    pub(crate) fn keepers(&self) -> HashMap<(Key, ObjectVersion), Arc<Inode>> {
         let open = self.open.read();
-        let files = open.values().filter_map(|handle| match handle {
-            Handle::File(file) => Some(&file.inode),
-            Handle::Directory(_) => None,
+        let keepers = open.values().filter_map(|handle| {
+            let Handle::File(file) = handle else {
+                return None;
+            };
+            let state = file.inode.state.lock();
+            let remote = state
+                .remote
+                .as_ref()
+                .filter(|_| state.linked == Linked::No)?;
+            let object = (remote.key.clone(), remote.version.clone());
+            Some((object, Arc::clone(&file.inode)))
         });
-        let mut keepers = files.filter(|inode| {
-            let state = inode.state.lock();
-            let remote = state.remote.as_ref().filter(|_| state.linked == Linked::No);
-            remote.is_some_and(|r| r.key == object.key && r.version == object.version)
-        });
-        keepers.next().map(Arc::clone)
+        keepers.collect()
     }
 
     /// The open file of this number.

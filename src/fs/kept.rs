@@ -9,10 +9,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use self::table::{Row, Table};
+use self::table::{Row, Table, unreadable};
 use super::attr::Attr;
 use super::extents::Extent;
 use super::inode::InodeState;
@@ -28,6 +27,9 @@ const NODE: u8 = 1;
 const INODE: u8 = 2;
 const HANDLE: u8 = 3;
 const NUMBERS: u8 = 4;
+
+/// So many numbers are set aside at once, so that no later process gives one away again.
+pub(crate) const NUMBERS_AHEAD: u64 = 4096;
 
 /// Which numbers.
 const INOS: u64 = 0;
@@ -155,7 +157,7 @@ impl Kept {
         bytes.push(flags);
         bytes.extend(parent.to_le_bytes());
         bytes.extend(name.as_bytes());
-        self.put(NODE, ino, &bytes);
+        self.note(self.table.put(NODE, ino, &bytes));
     }
 
     /// The kernel has forgotten an inode.
@@ -165,7 +167,7 @@ impl Kept {
 
     /// An open inode is this.
     pub(crate) fn inode(&self, ino: u64, inode: &KeptInode) {
-        self.put_as(INODE, ino, inode);
+        self.note(self.table.put_as(INODE, ino, inode));
     }
 
     /// An inode was closed for the last time.
@@ -175,7 +177,7 @@ impl Kept {
 
     /// A file or directory was opened.
     pub(crate) fn opened(&self, fh: u64, handle: &KeptHandle) {
-        self.put_as(HANDLE, fh, handle);
+        self.note(self.table.put_as(HANDLE, fh, handle));
     }
 
     /// It was closed.
@@ -185,23 +187,12 @@ impl Kept {
 
     /// Numbers up to `last` may be given to inodes.
     pub(crate) fn reserve_inos(&self, last: u64) {
-        self.put(NUMBERS, INOS, &last.to_le_bytes());
+        self.note(self.table.put_number(NUMBERS, INOS, last));
     }
 
     /// Numbers up to `last` may be given to open files.
     pub(crate) fn reserve_handles(&self, last: u64) {
-        self.put(NUMBERS, HANDLES, &last.to_le_bytes());
-    }
-
-    fn put_as(&self, kind: u8, id: u64, row: &impl Serialize) {
-        match postcard::to_stdvec(row) {
-            Ok(bytes) => self.put(kind, id, &bytes),
-            Err(error) => self.note(Err(io::Error::other(error))),
-        }
-    }
-
-    fn put(&self, kind: u8, id: u64, bytes: &[u8]) {
-        self.note(self.table.put(kind, id, bytes));
+        self.note(self.table.put_number(NUMBERS, HANDLES, last));
     }
 
     fn remove(&self, kind: u8, id: u64) {
@@ -249,25 +240,21 @@ impl LeftOpen {
     fn of(rows: Vec<Row>) -> io::Result<Self> {
         let mut left = Self::default();
         left.nodes.reserve(rows.len());
-        for Row { kind, id, bytes } in rows {
-            match kind {
+        for row in rows {
+            let id = row.id;
+            match row.kind {
                 NODE => {
                     left.last_ino = left.last_ino.max(id);
-                    left.nodes.insert(id, node_of(&bytes)?);
+                    left.nodes.insert(id, node_of(&row.bytes)?);
                 }
                 INODE => {
-                    left.inodes.insert(id, read(&bytes)?);
+                    left.inodes.insert(id, row.read()?);
                 }
                 HANDLE => {
-                    left.handles.insert(id, read(&bytes)?);
+                    left.handles.insert(id, row.read()?);
                 }
-                NUMBERS => {
-                    let last = u64::from_le_bytes(bytes.try_into().map_err(|_| unreadable())?);
-                    match id {
-                        INOS => left.last_ino = left.last_ino.max(last),
-                        _ => left.last_handle = last,
-                    }
-                }
+                NUMBERS if id == INOS => left.last_ino = left.last_ino.max(row.number()?),
+                NUMBERS => left.last_handle = row.number()?,
                 _ => return Err(unreadable()),
             }
         }
@@ -284,15 +271,4 @@ fn node_of(bytes: &[u8]) -> io::Result<KeptNode> {
         is_directory: flags & IS_DIRECTORY != 0,
         place: (flags & HAS_PLACE != 0).then_some(place),
     })
-}
-
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
-    postcard::from_bytes(bytes).map_err(|_| unreadable())
-}
-
-fn unreadable() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        "what an earlier process has kept of its open files cannot be read",
-    )
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::attr::Attr;
 use super::error::FsError;
 use super::inode::{Inode, Linked, Remote};
-use super::kept::Kept;
+use super::kept::{Kept, NUMBERS_AHEAD};
 use crate::config::options::Ownership;
 use crate::store::{Attributes, FileKind, Key};
 
@@ -40,9 +40,6 @@ const TOMBSTONE_TTL: Duration = Duration::from_secs(180);
 
 /// A directory that is not listed meanwhile looks through its tombstones when it has this many.
 const TOMBSTONES_MAX: usize = 1024;
-
-/// So many numbers of inodes are set aside at once, so that no later process gives one away again.
-const NUMBERS_AHEAD: u64 = 4096;
 
 /// The names of one volume.
 #[derive(Debug)]
@@ -582,7 +579,7 @@ impl Tree {
     }
 
     /// An inode is about to lose its name: a process that takes over must not give it back.
-    pub(crate) fn keep_nameless(&self, ino: u64) {
+    pub(crate) fn keep_unnamed(&self, ino: u64) {
         if let Some(node) = self.nodes.get(&ino)
             && node.is_kept
         {

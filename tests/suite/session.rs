@@ -729,12 +729,7 @@ async fn a_program_whose_request_a_killed_process_had_in_hand_is_answered_by_the
     let (reader, later): (Process, Process);
     let device = FuseDevice::open().unwrap();
     Attachment::mount(&device, &request(dir.clone())).unwrap();
-    let serve = |work: &str| {
-        let device = OwnedFd::from(device.try_clone().unwrap());
-        let process = helper_with(work, &dir, this_binary(), device.into());
-        process.expect("up");
-        process
-    };
+    let serve = |work: &str| serving(work, &dir, &device);
     let mut first = serve("begin");
     // Not by this process, whose end would have to wait for an answer.
     let read = || Process::start(Command::new("cat").arg(dir.join("hello")));
@@ -752,6 +747,14 @@ async fn a_program_whose_request_a_killed_process_had_in_hand_is_answered_by_the
     detach(&dir);
 }
 
+/// Another process that serves the connection.
+fn serving(work: &str, dir: &Path, device: &FuseDevice) -> Process {
+    let device = OwnedFd::from(device.try_clone().unwrap());
+    let process = helper_with(work, dir, this_binary(), device.into());
+    process.expect("up");
+    process
+}
+
 /// It is as if the kernel was older than 6.9: `cat` begins anew what was interrupted.
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_kernel_cannot_send_it_again_a_request_in_hand_is_interrupted() {
@@ -760,12 +763,7 @@ async fn where_the_kernel_cannot_send_it_again_a_request_in_hand_is_interrupted(
     let reader: Process;
     let device = FuseDevice::open().unwrap();
     Attachment::mount(&device, &request(dir.clone())).unwrap();
-    let serve = |work: &str| {
-        let device = OwnedFd::from(device.try_clone().unwrap());
-        let process = helper_with(work, &dir, this_binary(), device.into());
-        process.expect("up");
-        process
-    };
+    let serve = |work: &str| serving(work, &dir, &device);
     let mut first = serve("begin");
     reader = Process::start(Command::new("cat").arg(dir.join("hello")));
     first.expect("asked");

@@ -3,6 +3,7 @@
 //! It is stored with the keeper once a mount is ready, by names that the next process finds again: before that, a crash
 //! is a mount that failed.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -10,7 +11,6 @@ use super::filesystems::filed_under;
 use crate::cli::worker::Worker;
 use crate::fs::fuse::connection::LeftConnection;
 use crate::fs::fuse::{Connection, FuseDevice, Session};
-use crate::plugin::bucket::MountError;
 
 /// What the names of descriptors begin with.
 const DEVICE: &str = "fuse-";
@@ -82,15 +82,11 @@ impl Kept {
         session: &Session,
         connection: &Arc<Connection>,
         (files_label, files): (&str, BorrowedFd<'_>),
-    ) -> Result<(), MountError> {
-        let stored = connection
-            .establish(session.attachment(), session.agreement())
-            .and_then(|()| self.store(FILES, files_label, files))
-            .and_then(|()| self.store(CONNECTION, label, connection.as_fd()))
-            .and_then(|()| self.store(DEVICE, label, session.device()));
-        stored.map_err(|error| {
-            MountError::Refused(format!("the mount cannot be kept for a restart: {error}"))
-        })?;
+    ) -> io::Result<()> {
+        connection.establish(session.attachment(), session.agreement())?;
+        self.store(FILES, files_label, files)?;
+        self.store(CONNECTION, label, connection.as_fd())?;
+        self.store(DEVICE, label, session.device())?;
         self.serve(connection);
         Ok(())
     }
@@ -112,7 +108,7 @@ impl Kept {
         self.forget_one(FILES, label);
     }
 
-    fn store(&self, kind: &str, label: &str, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+    fn store(&self, kind: &str, label: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         let name = format!("{kind}{label}");
         // One descriptor by each name, whoever stored one before.
         self.0.keeper().forget(&name)?;

@@ -158,10 +158,11 @@ impl FileSystem {
             }
         }
         self.reopen(&mut tree, open, &replay.doomed)?;
+        let keepers = self.handles.keepers();
         for object in std::mem::take(&mut replay.doomed).into_values() {
             let key = object.key.clone();
-            if let Some(keeper) = self.handles.keeper_of(&object) {
-                tree.add_orphan(key, keeper);
+            if let Some(keeper) = keepers.get(&(key.clone(), object.version.clone())) {
+                tree.add_orphan(key, Arc::clone(keeper));
                 continue;
             }
             let inode = tree.nameless(self.remote_of(object));

@@ -443,7 +443,7 @@ impl Filesystem for FuseAdapter {
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         if !is_resent(request) && self.fs.has_room_for(u64::from(len)) {
             let write = || self.fs.write(fh.0, offset, data);
-            return match self.dispatch.id(request).sync_scope(write) {
+            return match self.dispatch.make_now(request, write) {
                 Ok(()) => reply.written(len),
                 Err(error) => reply.error(Errno::from(&error)),
             };

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::handshake::Agreement;
 use super::mount::Attachment;
 use super::mountinfo::Device;
-use crate::fs::kept::table::{Row, Table};
+use crate::fs::kept::table::{Table, unreadable};
 
 /// Kinds of rows: what was agreed, how often the kernel was told of an inode, a request that was begun again, the
 /// highest number of a request, that the process has handed over.
@@ -93,7 +93,7 @@ impl Connection {
     pub fn new() -> io::Result<Self> {
         let table = Table::new()?;
         let epoch = Uuid::new_v4().as_u64_pair().0;
-        table.put(EPOCH, 0, &epoch.to_le_bytes())?;
+        table.put_number(EPOCH, 0, epoch)?;
         Ok(Self::of(table, epoch))
     }
 
@@ -117,16 +117,16 @@ impl Connection {
             true => BLAME_OF_KILL,
             false => BLAME_OF_CRASH,
         };
-        for Row { kind, id, bytes } in rows {
-            match kind {
-                TERMS => terms = Some(postcard::from_bytes(&bytes).map_err(|_| unreadable())?),
-                LOOKUPS => lookups.push((id, number(bytes)?)),
+        for row in rows {
+            match row.kind {
+                TERMS => terms = Some(row.read()?),
+                LOOKUPS => lookups.push((row.id, row.number()?)),
                 REQUEST => {
-                    let before = bytes.first().copied().unwrap_or(0);
-                    begun_again.insert(id, before.saturating_add(blame));
+                    let before = row.bytes.first().copied().unwrap_or(0);
+                    begun_again.insert(row.id, before.saturating_add(blame));
                 }
-                LAST => last = number(bytes)?,
-                EPOCH => epoch = Some(number(bytes)?),
+                LAST => last = row.number()?,
+                EPOCH => epoch = Some(row.number()?),
                 HANDED_OVER => was_handed_over = true,
                 _ => return Err(unreadable()),
             }
@@ -156,8 +156,7 @@ impl Connection {
             by_helper: attachment.is_by_helper(),
             agreement: agreement.clone(),
         };
-        let bytes = postcard::to_stdvec(&terms).map_err(io::Error::other)?;
-        self.table.put(TERMS, 0, &bytes)
+        self.table.put_as(TERMS, 0, &terms)
     }
 
     /// This process is about to end by itself: what it has not answered is not what ends it.
@@ -184,7 +183,7 @@ impl Connection {
                 .compare_exchange(noted, unique, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
         {
-            self.note(self.table.put(LAST, 0, &unique.to_le_bytes()));
+            self.note(self.table.put_number(LAST, 0, unique));
         }
     }
 
@@ -210,7 +209,7 @@ impl Connection {
     pub(super) fn keep_lookups(&self, ino: u64, times: u64) {
         self.note(match times {
             0 => self.table.remove(LOOKUPS, ino),
-            times => self.table.put(LOOKUPS, ino, &times.to_le_bytes()),
+            times => self.table.put_number(LOOKUPS, ino, times),
         });
     }
 
@@ -225,18 +224,6 @@ impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.table.as_fd()
     }
-}
-
-fn number(bytes: Vec<u8>) -> io::Result<u64> {
-    let bytes = bytes.try_into().map_err(|_| unreadable())?;
-    Ok(u64::from_le_bytes(bytes))
-}
-
-fn unreadable() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        "what an earlier process has kept of a connection cannot be read",
-    )
 }
 
 #[cfg(test)]
@@ -257,8 +244,7 @@ mod tests {
             by_helper: false,
             agreement: Agreement::default(),
         };
-        let bytes = postcard::to_stdvec(&terms).unwrap();
-        connection.table.put(TERMS, 0, &bytes).unwrap();
+        connection.table.put_as(TERMS, 0, &terms).unwrap();
         connection
     }
 

@@ -44,6 +44,12 @@ impl Dispatch {
         }
     }
 
+    /// Does at once what the request asks; else like [`Dispatch::make`].
+    pub(super) fn make_now<T>(&self, request: &Request, change: impl FnOnce() -> T) -> T {
+        self.connection.note_request(request.unique().0);
+        self.id(request).sync_scope(change)
+    }
+
     /// What the journal calls a request.
     pub(super) fn id(&self, request: &Request) -> RequestId {
         RequestId::new(self.connection.epoch(), request.unique().0)

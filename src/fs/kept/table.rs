@@ -12,6 +12,8 @@ use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Bytes of a slot.
 pub(crate) const SLOT: usize = 64;
@@ -54,6 +56,25 @@ pub(crate) struct Row {
     pub(crate) kind: u8,
     pub(crate) id: u64,
     pub(crate) bytes: Vec<u8>,
+}
+
+impl Row {
+    /// What was put as a number.
+    pub(crate) fn number(&self) -> io::Result<u64> {
+        let bytes = self.bytes.as_slice().try_into();
+        Ok(u64::from_le_bytes(bytes.map_err(|_| unreadable())?))
+    }
+
+    /// What [`Table::put_as`] was given.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> io::Result<T> {
+        postcard::from_bytes(&self.bytes).map_err(|_| unreadable())
+    }
+}
+
+/// A row says what no release of this format has written.
+pub(crate) fn unreadable() -> io::Error {
+    let text = "what an earlier process has kept of its mounts cannot be read";
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 impl Table {
@@ -105,6 +126,17 @@ impl Table {
         slots.heads.insert((kind, id), at);
         slots.set_further(at, further);
         Ok(())
+    }
+
+    /// Writes a row of anything.
+    pub(crate) fn put_as(&self, kind: u8, id: u64, row: &impl Serialize) -> io::Result<()> {
+        let bytes = postcard::to_stdvec(row).map_err(io::Error::other)?;
+        self.put(kind, id, &bytes)
+    }
+
+    /// Writes a row of a number.
+    pub(crate) fn put_number(&self, kind: u8, id: u64, number: u64) -> io::Result<()> {
+        self.put(kind, id, &number.to_le_bytes())
     }
 
     /// Removes a row, if it is there.

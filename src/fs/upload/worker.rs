@@ -16,7 +16,6 @@ use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Attempt, Frozen, Inode, InodeState, Remote};
 use crate::fs::journal::record::{Record, SentObject};
-use crate::fs::kept::KeptInode;
 use crate::fs::ops::io::KEPT_BASE_MAX;
 use crate::fs::staging::ContentSource;
 use crate::fs::tree::Tree;
@@ -215,13 +214,11 @@ impl FileSystem {
             let overwrites = state.overwrites.clone().filter(|_| !is_in_place);
             let ino = inode.ino;
             if settled {
-                let kept = KeptInode {
-                    metadata: frozen.metadata.clone(),
-                    remote: Some(object.clone()),
-                    staged: None,
-                    ..KeptInode::of(&state)
-                };
-                self.keep_open_as(ino, &state, &kept);
+                self.keep_open_as(ino, &state, |kept| {
+                    kept.metadata.clone_from(&frozen.metadata);
+                    kept.remote = Some(object.clone());
+                    kept.staged = None;
+                });
             }
             let said = match &place {
                 Some(_) => {
