@@ -125,9 +125,9 @@ if wanted deny; then
     fi
 fi
 if wanted plain; then
-    tests plain 'not test(/^(crash|disk_full|docker|fuse_real|mounter|restart|session|survival)::/) & not test(garage)' \
-        --lib --bins --examples --test suite -- --skip disk_full:: --skip docker:: --skip fuse_real:: --skip mounter:: \
-        --skip session:: --skip garage
+    tests plain 'not test(/^(crash|disk_full|docker|fuse_real|hand_over|mounter|restart|session|survival)::/) & not test(garage)' \
+        --lib --bins --examples --test suite -- --skip crash:: --skip disk_full:: --skip docker:: --skip fuse_real:: \
+        --skip hand_over:: --skip mounter:: --skip restart:: --skip session:: --skip survival:: --skip garage
 fi
 if wanted doctest; then run doctest cargo test --doc --all-features; fi
 if wanted fuse || wanted s3 || wanted docker; then
@@ -142,8 +142,8 @@ if wanted fuse; then
             say "/dev/fuse is closed to users (mode $closed_fuse); it is opened for the run"
             as_root chmod 0666 /dev/fuse
         fi
-        tests fuse 'test(/^(crash|disk_full|fuse_real|mounter|restart|session|survival)::/)' --test suite -- \
-            crash:: disk_full:: fuse_real:: mounter:: session::
+        tests fuse 'test(/^(crash|disk_full|fuse_real|hand_over|mounter|restart|session|survival)::/)' --test suite -- \
+            crash:: disk_full:: fuse_real:: hand_over:: mounter:: restart:: session:: survival::
     else
         cannot fuse "needs /dev/fuse, fusermount3 and root"
     fi

@@ -149,7 +149,7 @@ async fn serve(args: MountArgs, said: Said, worker: Arc<Worker>) -> Result<ExitC
     worker.stopping();
     match ended {
         Some(ended) => ended.map(|()| ExitCode::SUCCESS),
-        None => worker.leave(),
+        None => worker.leave().await,
     }
 }
 

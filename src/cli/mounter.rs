@@ -281,7 +281,7 @@ async fn resume(
     let last = connection.last_request();
     match Session::resume(adapter, device, attachment, agreement, last, READY_LIMIT).await {
         Ok(session) => {
-            kept.serve(&connection);
+            kept.serve(&session, &connection);
             Ok(FuseMount::serving(kept, label, session, lease))
         }
         Err(error) => {

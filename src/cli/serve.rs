@@ -190,7 +190,7 @@ async fn serve(args: ServeArgs, worker: Arc<Worker>) -> Result<ExitCode> {
     }
     worker.stopping();
     if let Stop::HandOver { .. } = stopped {
-        worker.leave();
+        worker.leave().await;
     }
     match ended {
         Err(MountError::TimedOut(left)) => Err(TimedOut(left).into()),

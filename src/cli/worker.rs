@@ -10,19 +10,20 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::FalseyValueParser;
+use futures_util::future::join_all;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, raise};
 use nix::unistd::getppid;
 use parking_lot::Mutex;
 
 use super::mount::time;
-use crate::fs::fuse::Connection;
+use crate::fs::fuse::{Served, SessionEnd};
 use crate::keeper::{self, Inherited, Keeper, KeptBy};
 
 /// What lists of processes call us.
@@ -124,8 +125,8 @@ pub struct Worker {
     kept_by: KeptBy,
     inherited: Mutex<Inherited>,
     turn: Turn,
-    /// The connections that it serves, and the next one will.
-    served: Mutex<Vec<Weak<Connection>>>,
+    /// The sessions that it serves until their ends, and the next one will.
+    served: Mutex<Vec<(Served, SessionEnd)>>,
 }
 
 /// Which of a keeper's workers a process is.
@@ -239,19 +240,19 @@ impl Worker {
         }
     }
 
-    /// This process serves a connection that is kept for the next worker.
-    pub(super) fn serve(&self, connection: &Arc<Connection>) {
+    /// This process serves a session that is kept for the next worker.
+    pub(super) fn serve(&self, session: Served, end: SessionEnd) {
         let mut served = self.served.lock();
-        served.retain(|connection| connection.strong_count() > 0);
-        served.push(Arc::downgrade(connection));
+        served.retain(|(_, end)| !end.has_come());
+        served.push((session, end));
     }
 
-    /// Leaves what is kept to the next worker. No destructor runs, since that might undo what outlives us:
-    /// it is as a crash between two calls.
-    pub(super) fn leave(&self) -> ! {
-        for connection in self.served.lock().iter().filter_map(Weak::upgrade) {
-            connection.hand_over();
-        }
+    /// Leaves what is kept to the next worker, once what was asked of this one is answered. No destructor runs, since
+    /// that might undo what outlives us: it is as a crash between two calls.
+    pub(super) async fn leave(&self) -> ! {
+        let served = std::mem::take(&mut *self.served.lock());
+        let alive = served.iter().filter(|(_, end)| !end.has_come());
+        join_all(alive.map(|(session, _)| session.hand_over())).await;
         tracing::info!("handed over to the next worker");
         std::process::exit(0)
     }

@@ -18,6 +18,10 @@ mod cli;
 #[cfg(feature = "fuse-tests")]
 mod crash;
 
+// A process leaves nothing unanswered behind.
+#[cfg(feature = "fuse-tests")]
+mod hand_over;
+
 // Mounting: sessions of the kernel, who holds them, what a dead one leaves behind.
 #[cfg(feature = "fuse-tests")]
 mod mounter;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::filesystems::filed_under;
 use crate::cli::worker::Worker;
 use crate::fs::fuse::connection::LeftConnection;
-use crate::fs::fuse::{Connection, FuseDevice, Session};
+use crate::fs::fuse::{Connection, FuseDevice, Served, Session};
 
 /// What the names of descriptors begin with.
 const DEVICE: &str = "fuse-";
@@ -87,13 +87,14 @@ impl Kept {
         self.store(FILES, files_label, files)?;
         self.store(CONNECTION, label, connection.as_fd())?;
         self.store(DEVICE, label, session.device())?;
-        self.serve(connection);
+        self.serve(session, connection);
         Ok(())
     }
 
-    /// This process serves the connection.
-    pub(super) fn serve(&self, connection: &Arc<Connection>) {
-        self.0.serve(connection);
+    /// This process serves the session, and will hand it over.
+    pub(super) fn serve(&self, session: &Session, connection: &Arc<Connection>) {
+        self.0
+            .serve(Served::new(session, connection), session.end());
     }
 
     /// The session of this label has ended.

@@ -441,23 +441,20 @@ impl Filesystem for FuseAdapter {
     ) {
         // The kernel sends at most MAX_WRITE bytes.
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let answer = move |reply: ReplyWrite, done| match done {
+            Ok(()) => reply.written(len),
+            Err(errno) => reply.error(errno),
+        };
         if !is_resent(request) && self.fs.has_room_for(u64::from(len)) {
             let write = || self.fs.write(fh.0, offset, data);
-            return match self.dispatch.make_now(request, write) {
-                Ok(()) => reply.written(len),
-                Err(error) => reply.error(Errno::from(&error)),
-            };
+            return self.dispatch.make_now(request, write, reply, answer);
         }
         let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
         let write = async move {
             fs.room_for(u64::from(len)).await?;
             fs.write(fh.0, offset, &data)
         };
-        self.dispatch
-            .make(request, write, reply, move |reply, done| match done {
-                Ok(()) => reply.written(len),
-                Err(errno) => reply.error(errno),
-            });
+        self.dispatch.make(request, write, reply, answer);
     }
 
     fn flush(
@@ -616,6 +613,7 @@ impl Filesystem for FuseAdapter {
     ) {
         self.fs.releasedir(fh.0);
         reply.ok();
+        self.dispatch.answered();
     }
 
     fn fsyncdir(
@@ -648,5 +646,6 @@ impl Filesystem for FuseAdapter {
             name_max,
             STATFS_BLOCK,
         );
+        self.dispatch.answered();
     }
 }

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::gate::Gate;
 use super::handshake::Agreement;
 use super::mount::Attachment;
 use super::mountinfo::Device;
@@ -46,6 +47,7 @@ pub struct Connection {
     /// What each that was in hand then is to blame for at least.
     least_blame: u8,
     last_request: AtomicU64,
+    pub(super) gate: Gate,
 }
 
 /// What an earlier process has left of a connection.
@@ -104,6 +106,7 @@ impl Connection {
             blamed: Mutex::default(),
             least_blame: 0,
             last_request: AtomicU64::new(0),
+            gate: Gate::default(),
         }
     }
 
@@ -160,7 +163,7 @@ impl Connection {
     }
 
     /// This process is about to end by itself: what it has not answered is not what ends it.
-    pub fn hand_over(&self) {
+    pub(super) fn hand_over(&self) {
         self.note(self.table.put(HANDED_OVER, 0, &[]));
     }
 

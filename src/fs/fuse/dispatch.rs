@@ -45,9 +45,22 @@ impl Dispatch {
     }
 
     /// Does at once what the request asks; else like [`Dispatch::make`].
-    pub(super) fn make_now<T>(&self, request: &Request, change: impl FnOnce() -> T) -> T {
+    pub(super) fn make_now<T, R>(
+        &self,
+        request: &Request,
+        change: impl FnOnce() -> Result<T, FsError>,
+        reply: R,
+        answer: impl FnOnce(R, Result<T, Errno>),
+    ) {
         self.connection.note_request(request.unique().0);
-        self.id(request).sync_scope(change)
+        let done = self.id(request).sync_scope(change);
+        answer(reply, done.map_err(|error| Errno::from(&error)));
+        self.connection.gate.pass();
+    }
+
+    /// What was asked is answered without any of this.
+    pub(super) fn answered(&self) {
+        self.connection.gate.pass();
     }
 
     /// What the journal calls a request.
@@ -130,10 +143,14 @@ impl Dispatch {
         match guarded.as_mut().now_or_never() {
             Some(done) => answer(reply, done),
             None => {
-                self.runtime
-                    .spawn(async move { answer(reply, guarded.await) });
+                let in_hand = self.connection.gate.leave_thread();
+                self.runtime.spawn(async move {
+                    answer(reply, guarded.await);
+                    drop(in_hand);
+                });
             }
         }
+        self.connection.gate.pass();
     }
 }
 

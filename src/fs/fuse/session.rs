@@ -18,7 +18,7 @@ use super::handshake::{self, Agreement};
 use super::mount::{AttachError, Attachment, FuseDevice, MountRequest};
 
 /// Loops that read requests. Hits are answered on them and misses leave them, so a few suffice.
-const LOOPS: usize = 4;
+pub(super) const LOOPS: usize = 4;
 
 /// Why a file system could not be brought to answer.
 #[derive(Debug, thiserror::Error)]

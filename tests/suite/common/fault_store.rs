@@ -6,9 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bucketvol::clock::SystemClock;
+use bucketvol::config::{Location, Scheme};
 use bucketvol::store::{
-    ByteStream, ConditionalWrites, CopyOptions, Key, ListPage, ListRequest, Metadata, Object,
-    ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
+    Bucket, ByteStream, ConditionalWrites, CopyOptions, Key, ListPage, ListRequest, MemoryStore,
+    Metadata, Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
+    UploadPage,
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -402,4 +405,16 @@ impl Store for FaultStore {
         self.before_any().await?;
         self.inner.list_multipart(prefix, after).await
     }
+}
+
+/// A bucket in memory whose store fails when it is told to.
+pub(crate) fn faulty_bucket() -> (Arc<Bucket>, Arc<Faults>) {
+    let clock = SystemClock::shared();
+    let (store, faults) = FaultStore::new(Arc::new(MemoryStore::new(clock)));
+    let location = Location {
+        scheme: Scheme::Memory,
+        bucket: "faulty".to_owned(),
+        prefix: String::new(),
+    };
+    (Arc::new(Bucket::new(Arc::new(store), location)), faults)
 }

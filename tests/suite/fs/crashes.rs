@@ -7,7 +7,7 @@ use bucketvol::config::options::{Durability, WriteOptions};
 use bucketvol::fs::{FsError, RenameMode, RequestId, SetAttr};
 use bucketvol::store::Bucket;
 
-use super::faults::faulty_bucket;
+use crate::common::fault_store::faulty_bucket;
 use crate::common::test_fs::{JOURNAL_HEADER, TestFs, Unsynced, pattern};
 
 on_each_store! {

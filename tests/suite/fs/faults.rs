@@ -3,25 +3,14 @@ use std::time::Duration;
 
 use bucketvol::config::options::{MinFree, WriteOptions};
 use bucketvol::fs::{Change, FsError, SetAttr, StagingBudget};
-use bucketvol::store::{Bucket, Key, MemoryStore, StoreError};
+use bucketvol::store::{Bucket, Key, StoreError};
 
-use crate::common::fault_store::{FaultStore, Faults};
+use crate::common::fault_store::{Faults, faulty_bucket};
 use crate::common::test_fs::{PART, TestFs, pattern};
 
 async fn faulty() -> (TestFs, Arc<Faults>) {
     let (bucket, faults) = faulty_bucket();
     (TestFs::on(bucket).await, faults)
-}
-
-pub(super) fn faulty_bucket() -> (Arc<Bucket>, Arc<Faults>) {
-    let clock = bucketvol::clock::SystemClock::shared();
-    let (store, faults) = FaultStore::new(Arc::new(MemoryStore::new(clock)));
-    let location = bucketvol::config::Location {
-        scheme: bucketvol::config::Scheme::Memory,
-        bucket: "faulty".to_owned(),
-        prefix: String::new(),
-    };
-    (Arc::new(Bucket::new(Arc::new(store), location)), faults)
 }
 
 fn is_denied<T>(done: &Result<T, FsError>) -> bool {

@@ -8,7 +8,7 @@ use bucketvol::fs::Change;
 use bucketvol::store::{Bucket, Key, Metadata, StoreError};
 use bytes::Bytes;
 
-use super::faults::faulty_bucket;
+use crate::common::fault_store::faulty_bucket;
 use crate::common::s3_server::S3Server;
 use crate::common::test_fs::{PART, TestFs, Unsynced, pattern};
 

@@ -9,8 +9,7 @@ use bucketvol::config::options::{Conflicts, WriteOptions};
 use bucketvol::fs::{FileSystem, FsError, IfExists, RequestId};
 use bucketvol::store::Bucket;
 
-use super::faults::faulty_bucket;
-use crate::common::fault_store::Outage;
+use crate::common::fault_store::{Outage, faulty_bucket};
 use crate::common::test_fs::{CALLER, PART, ROOT, TestFs, pattern};
 
 on_each_store! {

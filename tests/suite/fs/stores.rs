@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use bucketvol::fs::{Pending, SetAttr};
 
-use super::faults::faulty_bucket;
-use crate::common::fault_store::{Faults, Outage};
+use crate::common::fault_store::{Faults, Outage, faulty_bucket};
 use crate::common::test_fs::{PART, TestFs, pattern};
 
 /// Longer than any operation asks a store again.
