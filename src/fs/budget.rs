@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{Statvfs, statvfs};
 use tokio::sync::Notify;
 
 use crate::config::options::MinFree;
@@ -16,6 +16,8 @@ pub struct StagingBudget {
     min_free: MinFree,
     used: AtomicU64,
     released: Notify,
+    /// Writers wait, and the log says so.
+    is_short: AtomicBool,
 }
 
 impl StagingBudget {
@@ -26,6 +28,7 @@ impl StagingBudget {
             min_free,
             used: AtomicU64::new(0),
             released: Notify::new(),
+            is_short: AtomicBool::new(false),
         })
     }
 
@@ -36,9 +39,7 @@ impl StagingBudget {
             return false;
         }
         statvfs(directory).is_ok_and(|disk| {
-            let unit = disk.fragment_size();
-            let free = disk.blocks_available().saturating_mul(unit);
-            let total = disk.blocks().saturating_mul(unit);
+            let (free, total) = free_of(&disk);
             free >= self.min_free.of(total).saturating_add(bytes)
         })
     }
@@ -48,6 +49,26 @@ impl StagingBudget {
         self.released.notified().await;
     }
 
+    /// A writer has waited for room in `directory`. Said once, until there is room again.
+    pub(crate) fn note_short(&self, directory: &Path) {
+        if !self.is_short.swap(true, Ordering::Relaxed) {
+            let (free, total) = statvfs(directory).map_or((0, 0), |disk| free_of(&disk));
+            tracing::warn!(
+                directory = %directory.display(),
+                staged_bytes = self.used.load(Ordering::Relaxed), staging_limit = self.limit,
+                free_bytes = free, min_free = self.min_free.of(total),
+                "writers wait for room on this host's disk",
+            );
+        }
+    }
+
+    /// One that had to wait has found room.
+    pub(crate) fn note_room(&self) {
+        if self.is_short.swap(false, Ordering::Relaxed) {
+            tracing::info!("there is room for writers again");
+        }
+    }
+
     /// An account in the budget.
     pub(crate) fn account(self: &Arc<Self>) -> StagingAccount {
         StagingAccount {
@@ -55,6 +76,13 @@ impl StagingBudget {
             bytes: 0,
         }
     }
+}
+
+/// Bytes that are free on a file system, and all it has.
+fn free_of(disk: &Statvfs) -> (u64, u64) {
+    let unit = disk.fragment_size();
+    let free = disk.blocks_available().saturating_mul(unit);
+    (free, disk.blocks().saturating_mul(unit))
 }
 
 /// What one staging file takes of the budget; given back when dropped.

@@ -41,6 +41,16 @@ impl Staging {
         self.budget.has_room(bytes, &self.directory)
     }
 
+    /// A writer has waited for room.
+    pub(crate) fn note_short(&self) {
+        self.budget.note_short(&self.directory);
+    }
+
+    /// It has found room.
+    pub(crate) fn note_room(&self) {
+        self.budget.note_room();
+    }
+
     /// Waits until somebody gives room back.
     pub(crate) async fn released(&self) {
         self.budget.released().await;

@@ -230,8 +230,12 @@ impl FileSystem {
             while !self.has_room_for(bytes) {
                 self.hurry();
                 // Other programs' files take and leave room too, and nobody tells of those.
-                let _ = tokio::time::timeout(ROOM_POLL, self.staging.released()).await;
+                let released = tokio::time::timeout(ROOM_POLL, self.staging.released()).await;
+                if released.is_err() {
+                    self.staging.note_short();
+                }
             }
+            self.staging.note_room();
         });
         waited.await.map_err(|_| FsError::NoRoom(limit))
     }
