@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bucketvol::clock::SystemClock;
 use bucketvol::config::options::{MinFree, Ownership, WriteOptions};
-use bucketvol::fs::{BlockCache, Caller, FileSystem, FsError, IfExists, Settings, StagingBudget};
+use bucketvol::fs::{
+    BlockCache, Caller, FileSystem, Formats, FsError, IfExists, Settings, StagingBudget,
+};
 use bucketvol::store::Bucket;
 
 const ROOT: u64 = 1;
@@ -34,6 +36,7 @@ async fn main() -> Result<(), FsError> {
         staging_dir: std::env::temp_dir().join("bucketvol-example"),
         cache: BlockCache::new(64 * 1024 * 1024),
         clock: SystemClock::shared(),
+        formats: Formats::default(),
     };
     let fs = FileSystem::open(Arc::new(Bucket::memory()), settings).await?;
     let caller = Caller {

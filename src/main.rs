@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use bucketvol::fs::Format;
+
 fn main() -> ExitCode {
-    bucketvol::cli::run()
+    bucketvol::cli::run(Format::CURRENT)
 }

@@ -216,7 +216,7 @@ mod tests {
         let serving = socket.serve(
             "mount",
             one_mount(&mount, at),
-            Worker::alone(),
+            Worker::alone(crate::fs::Format::CURRENT),
             stop.clone(),
         );
         let task = tokio::spawn(serving);

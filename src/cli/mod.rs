@@ -32,6 +32,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Options, Scope};
+use crate::fs::Format;
 use crate::telemetry;
 
 /// Where Docker looks for the plugin `bucketvol`.
@@ -66,15 +67,16 @@ enum Command {
     Doctor(doctor::DoctorArgs),
 }
 
-/// Runs the command of this process's arguments; what goes wrong is said on stderr, once and on one line.
-pub fn run() -> ExitCode {
+/// Runs the command of this process's arguments; what goes wrong is said on stderr, once and on one line. `newest` is
+/// the format of what this release leaves to the next.
+pub fn run(newest: Format) -> ExitCode {
     // Usage errors end here, with status 2.
     let matches = command().get_matches();
     let arguments = match Arguments::from_arg_matches(&matches) {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    match dispatch(arguments) {
+    match dispatch(arguments, newest) {
         Ok(code) => code,
         Err(error) => output::report(&error),
     }
@@ -99,7 +101,7 @@ fn command() -> clap::Command {
         })
 }
 
-fn dispatch(arguments: Arguments) -> Result<ExitCode> {
+fn dispatch(arguments: Arguments, newest: Format) -> Result<ExitCode> {
     let quiet = match arguments.command {
         Command::Serve(_) => "info",
         _ => "warn",
@@ -108,8 +110,8 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode> {
     choose_tls_provider();
     let run_dir = control::run_dir();
     match arguments.command {
-        Command::Mount(args) => mount::run(args),
-        Command::Serve(args) => serve::run(args),
+        Command::Mount(args) => mount::run(args, newest),
+        Command::Serve(args) => serve::run(args, newest),
         Command::Unmount(args) => runtime()?.block_on(unmount::run(args, &run_dir)),
         Command::Sync(args) => runtime()?.block_on(sync::run(args, &run_dir)),
         Command::Pending(args) => runtime()?.block_on(pending::run(args, &run_dir)),

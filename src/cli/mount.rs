@@ -19,6 +19,7 @@ use super::worker::{self, KeeperArgs, Turn, Worker};
 use super::{background, compose, output, pairs};
 use crate::config::size::parse_duration;
 use crate::config::{Ambient, Environment, Location, Options, Scheme, Scope};
+use crate::fs::Format;
 use crate::fs::fuse::mount::check_mountpoint;
 
 /// How long it may take until the mount is usable or refused.
@@ -79,7 +80,7 @@ pub(super) fn options(
     Ok(Options::parse(said, Scope::Mount, Some(location))?)
 }
 
-pub(super) fn run(args: MountArgs) -> Result<ExitCode> {
+pub(super) fn run(args: MountArgs, newest: Format) -> Result<ExitCode> {
     if args.background {
         // Refused here already: what is wrong with words needs no second process.
         let said = pairs::split(&args.options);
@@ -92,7 +93,7 @@ pub(super) fn run(args: MountArgs) -> Result<ExitCode> {
         background::leave_the_caller()?;
     }
     let keeper = args.keeper.clone();
-    worker::run(&keeper, |worker| {
+    worker::run(&keeper, newest, |worker| {
         let said = said(&args, &worker)?;
         super::runtime()?.block_on(serve(args, said, worker))
     })

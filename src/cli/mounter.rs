@@ -77,6 +77,7 @@ impl FuseMounter {
     pub async fn open(base_dir: &Path, host: Host) -> Result<Self, MountError> {
         let base_dir = base_dir.to_path_buf();
         let kept = Arc::new(Kept::new(Arc::clone(&host.worker)));
+        kept.check_formats().map_err(of_another_release)?;
         // Whoever takes over mounts has nothing to clear; and as long as nobody serves them, looking at other
         // processes may take for ever.
         let takes_over = !kept.labels().is_empty();
@@ -193,6 +194,7 @@ pub async fn mount_at(
     host: Host,
 ) -> Result<Box<dyn Mount>, MountError> {
     let kept = Arc::new(Kept::new(Arc::clone(&host.worker)));
+    kept.check_formats().map_err(of_another_release)?;
     let filesystems = FileSystems::new(host, Arc::clone(&kept));
     if let Some(label) = kept.labels().pop()
         && let Some(orphaned) = kept.take(&label)
@@ -240,7 +242,7 @@ async fn start(
         source: options.location.to_string(),
         read_only: options.read_only,
     };
-    let connection = Arc::new(Connection::new().map_err(no_memory)?);
+    let connection = Arc::new(Connection::new(kept.formats().written()).map_err(no_memory)?);
     let (fs, runtime) = (Arc::clone(&filesystem), Handle::current());
     let adapter = FuseAdapter::new(fs, runtime, Arc::clone(&connection));
     let session = match Session::mount(adapter, request, READY_LIMIT).await {
@@ -250,8 +252,7 @@ async fn start(
             return Err(session_error(&error));
         }
     };
-    let files = (lease.label(), filesystem.kept());
-    if let Err(error) = kept.keep(label, &session, &connection, files) {
+    if let Err(error) = kept.keep(label, &session, &connection, &lease) {
         // It serves all the same; a restart will not find it.
         tracing::error!(%error, "this mount will not outlive a restart");
     }
@@ -281,7 +282,7 @@ async fn resume(
     let last = connection.last_request();
     match Session::resume(adapter, device, attachment, agreement, last, READY_LIMIT).await {
         Ok(session) => {
-            kept.serve(&session, &connection);
+            kept.serve(&session, &connection, &lease);
             Ok(FuseMount::serving(kept, label, session, lease))
         }
         Err(error) => {
@@ -451,6 +452,12 @@ fn pending_change(pending: Pending) -> PendingChange {
 
 fn no_memory(error: std::io::Error) -> MountError {
     MountError::Refused(format!("memory for the mount: {error}"))
+}
+
+fn of_another_release(error: std::io::Error) -> MountError {
+    MountError::Refused(format!(
+        "a mount of another release cannot be gone on with: {error}"
+    ))
 }
 
 fn refused(error: AttachError) -> MountError {

@@ -22,6 +22,7 @@ use super::worker::{self, KeeperArgs, Worker};
 use crate::config::options::{MinFree, OptionError};
 use crate::config::size::parse_size;
 use crate::config::{Ambient, Environment};
+use crate::fs::Format;
 use crate::plugin::Stop;
 use crate::plugin::bucket::{MountError, Salvage};
 
@@ -140,11 +141,11 @@ fn min_free(text: &str) -> Result<MinFree, OptionError> {
     text.parse()
 }
 
-pub(super) fn run(args: ServeArgs) -> Result<ExitCode> {
+pub(super) fn run(args: ServeArgs, newest: Format) -> Result<ExitCode> {
     // The process holds keys: its memory is nobody's to read, not even as a core dump.
     nix::sys::prctl::set_dumpable(false).context("prctl(PR_SET_DUMPABLE)")?;
     let keeper = args.keeper.clone();
-    worker::run(&keeper, |worker| {
+    worker::run(&keeper, newest, |worker| {
         super::runtime()?.block_on(serve(args, worker))
     })
 }

@@ -6,7 +6,7 @@
 use std::ffi::{CStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 
 use super::mount::time;
 use crate::fs::fuse::{Served, SessionEnd};
+use crate::fs::{Format, Formats};
 use crate::keeper::{self, Inherited, Keeper, KeptBy};
 
 /// What lists of processes call us.
@@ -51,11 +52,14 @@ impl KeeperArgs {
     }
 
     fn settings(&self) -> keeper::Settings {
-        let settings = keeper::Settings::default();
         keeper::Settings {
-            trial: self.trial.unwrap_or(settings.trial),
-            ..settings
+            trial: self.trial(),
+            ..keeper::Settings::default()
         }
+    }
+
+    fn trial(&self) -> Duration {
+        self.trial.unwrap_or(keeper::Settings::default().trial)
     }
 }
 
@@ -63,16 +67,17 @@ impl KeeperArgs {
 /// what the last worker has returned. It must have one thread.
 pub(super) fn run(
     args: &KeeperArgs,
+    newest: Format,
     work: impl FnOnce(Arc<Worker>) -> Result<ExitCode>,
 ) -> Result<ExitCode> {
     // A process that was started by a descriptor's path is called by that number in lists of processes.
     prctl::set_name(NAME).context("prctl(PR_SET_NAME)")?;
     let kept_by = KeptBy::of_this_process();
     if kept_by != KeptBy::Nobody {
-        return work(Worker::from_environment(kept_by)?);
+        return work(Worker::from_environment(kept_by, args.trial(), newest)?);
     }
     if args.no_keeper {
-        return work(Worker::alone());
+        return work(Worker::alone(newest));
     }
     let program = program().context("this program's own path")?;
     let mut command = vec![OsString::from(program)];
@@ -125,8 +130,25 @@ pub struct Worker {
     kept_by: KeptBy,
     inherited: Mutex<Inherited>,
     turn: Turn,
-    /// The sessions that it serves until their ends, and the next one will.
-    served: Mutex<Vec<(Served, SessionEnd)>>,
+    /// How long it has to serve until the release before will not have to take over again.
+    trial: Duration,
+    newest: Format,
+    served: Mutex<Sessions>,
+}
+
+/// The sessions that a worker serves until their ends, and the next one will.
+#[derive(Debug, Default)]
+struct Sessions {
+    served: Vec<(Served, SessionEnd)>,
+    /// It is not on trial any more: what they leave is of its own format.
+    are_trusted: bool,
+}
+
+impl Sessions {
+    fn alive(&mut self) -> impl Iterator<Item = &Served> {
+        self.served.retain(|(_, end)| !end.has_come());
+        self.served.iter().map(|(session, _)| session)
+    }
 }
 
 /// Which of a keeper's workers a process is.
@@ -141,12 +163,13 @@ pub enum Turn {
 impl Worker {
     /// A process without a keeper: nothing outlives it.
     #[must_use]
-    pub fn alone() -> Arc<Self> {
-        Self::of(Keeper::none(), KeptBy::Nobody, Inherited::default())
+    pub fn alone(newest: Format) -> Arc<Self> {
+        let (keeper, trial) = (Keeper::none(), Duration::ZERO);
+        Self::of(keeper, KeptBy::Nobody, Inherited::default(), trial, newest)
     }
 
     /// Once in the life of a process.
-    fn from_environment(kept_by: KeptBy) -> Result<Arc<Self>> {
+    fn from_environment(kept_by: KeptBy, trial: Duration, newest: Format) -> Result<Arc<Self>> {
         if kept_by == KeptBy::Keeper {
             // Without its keeper it cannot be replaced, and stands in the way of the next start: it drains
             // and ends. The keeper may have died before this was said.
@@ -156,10 +179,16 @@ impl Worker {
             }
         }
         let (keeper, inherited) = Keeper::from_environment().context("the keeper")?;
-        Ok(Self::of(keeper, kept_by, inherited))
+        Ok(Self::of(keeper, kept_by, inherited, trial, newest))
     }
 
-    fn of(keeper: Keeper, kept_by: KeptBy, inherited: Inherited) -> Arc<Self> {
+    fn of(
+        keeper: Keeper,
+        kept_by: KeptBy,
+        inherited: Inherited,
+        trial: Duration,
+        newest: Format,
+    ) -> Arc<Self> {
         let turn = match inherited.is_empty() {
             true => Turn::First,
             false => Turn::Next,
@@ -169,6 +198,8 @@ impl Worker {
             kept_by,
             inherited: Mutex::new(inherited),
             turn,
+            trial,
+            newest,
             served: Mutex::default(),
         })
     }
@@ -191,6 +222,23 @@ impl Worker {
     /// The names of what is left to take; one that several descriptors have is there several times.
     pub fn names(&self) -> Vec<String> {
         self.inherited.lock().names().map(str::to_owned).collect()
+    }
+
+    /// What holds of the descriptors that an earlier worker has stored by this name, and that are left to take.
+    pub fn check<E>(
+        &self,
+        name: &str,
+        check: impl FnMut(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.inherited.lock().get(name).try_for_each(check)
+    }
+
+    /// The formats of what it leaves to the next worker.
+    pub fn formats(&self) -> Formats {
+        match self.served.lock().are_trusted {
+            true => Formats::trusted(self.newest),
+            false => Formats::on_trial(self.newest),
+        }
     }
 
     /// The pid of our own keeper, if it has one.
@@ -226,11 +274,21 @@ impl Worker {
         });
     }
 
-    /// Tells the keeper that this process serves.
-    pub(super) fn ready(&self) {
+    /// Tells the keeper that this process serves. When it has done so for a while, the release before will not have to
+    /// take over again, and what is left to the next worker is of this release's format.
+    pub(super) fn ready(self: &Arc<Self>) {
         if let Err(error) = self.keeper.ready() {
             tracing::warn!("the keeper cannot be told that this process serves: {error}");
         }
+        let worker = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(worker.trial).await;
+            let mut sessions = worker.served.lock();
+            sessions.are_trusted = true;
+            for session in sessions.alive() {
+                session.set_format(worker.newest);
+            }
+        });
     }
 
     /// Tells the keeper that this process ends on purpose: its end is not to be mended.
@@ -242,17 +300,18 @@ impl Worker {
 
     /// This process serves a session that is kept for the next worker.
     pub(super) fn serve(&self, session: Served, end: SessionEnd) {
-        let mut served = self.served.lock();
-        served.retain(|(_, end)| !end.has_come());
-        served.push((session, end));
+        let mut sessions = self.served.lock();
+        if sessions.are_trusted {
+            session.set_format(self.newest);
+        }
+        sessions.served.push((session, end));
     }
 
     /// Leaves what is kept to the next worker, once what was asked of this one is answered. No destructor runs, since
     /// that might undo what outlives us: it is as a crash between two calls.
     pub(super) async fn leave(&self) -> ! {
-        let served = std::mem::take(&mut *self.served.lock());
-        let alive = served.iter().filter(|(_, end)| !end.has_come());
-        join_all(alive.map(|(session, _)| session.hand_over())).await;
+        let sessions: Vec<Served> = self.served.lock().alive().cloned().collect();
+        join_all(sessions.iter().map(Served::hand_over)).await;
         tracing::info!("handed over to the next worker");
         std::process::exit(0)
     }
@@ -278,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_has_no_keeper_has_nothing_and_is_the_first() {
-        let worker = Worker::alone();
+        let worker = Worker::alone(Format::CURRENT);
         assert!(worker.names().is_empty() && worker.take("docker.sock").is_empty());
         assert_eq!((worker.turn(), worker.keeper_pid()), (Turn::First, None));
         assert!(!worker.keeper().is_some());

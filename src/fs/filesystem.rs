@@ -4,6 +4,7 @@
 //! told from stale, and what an answer to the kernel looks like.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use super::attr::{Attr, Caller};
 use super::budget::StagingBudget;
 use super::cache::{BlockCache, ObjectSource};
 use super::error::FsError;
+use super::format::{Format, Formats};
 use super::handles::Handles;
 use super::inode::{Inode, Remote, UploadFailure};
 use super::journal::Journal;
@@ -68,6 +70,8 @@ pub struct Settings {
     pub cache: Arc<BlockCache>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// The formats of what is left to the next process.
+    pub formats: Formats,
 }
 
 impl Settings {
@@ -91,6 +95,7 @@ impl Settings {
             staging,
             cache,
             clock,
+            formats: Formats::default(),
         }
     }
 }
@@ -151,7 +156,8 @@ impl FileSystem {
     /// bucket is taken up. If that cannot be read the volume is read-only, and
     /// [`Status::last_error`](super::Status::last_error) says why.
     pub async fn open(bucket: Arc<Bucket>, settings: Settings) -> Result<Arc<Self>, FsError> {
-        Self::open_with(bucket, settings, Kept::new()?, None).await
+        let kept = Kept::new(settings.formats.written())?;
+        Self::open_with(bucket, settings, kept, None).await
     }
 
     /// Goes on where a process has ended that the kernel still takes for the one that serves the volume. `memory` is
@@ -161,8 +167,14 @@ impl FileSystem {
         settings: Settings,
         memory: OwnedFd,
     ) -> Result<Arc<Self>, FsError> {
-        let (kept, left) = Kept::reopen(memory)?;
+        let (kept, left) = Kept::reopen(memory, settings.formats)?;
         Self::open_with(bucket, settings, kept, Some(left)).await
+    }
+
+    /// Leaves what it leaves in this format from now on.
+    pub fn set_format(&self, format: Format) -> io::Result<()> {
+        self.kept.set_format(format)?;
+        self.journal.set_format(format)
     }
 
     /// What a later process needs in order to take over: memory, to be kept for it from now on.
@@ -177,18 +189,19 @@ impl FileSystem {
         left_open: Option<LeftOpen>,
     ) -> Result<Arc<Self>, FsError> {
         let mut unreadable = None;
-        let (journal, left) = match Journal::open(&settings.staging_dir) {
+        let formats = settings.formats;
+        let (journal, left) = match Journal::open(&settings.staging_dir, formats) {
             Err(error) if error.is_unreadable() => {
                 let error = format!("the volume is read-only: {error}");
                 tracing::error!(bucket = %bucket.location(), "{error}");
                 unreadable = Some(error);
                 settings.read_only = true;
                 // Nothing will be written down, and what cannot be read stays for somebody who can.
-                Journal::open(&settings.staging_dir.join(JOURNAL_OF_A_READER))
+                Journal::open(&settings.staging_dir.join(JOURNAL_OF_A_READER), formats)
             }
             opened => opened,
         }
-        .map_err(std::io::Error::other)?;
+        .map_err(io::Error::other)?;
         let staging = Staging::open(journal.files(), Arc::clone(&settings.staging))?;
         let now = settings.clock.wall();
         let ownership = settings.ownership;

@@ -7,13 +7,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use self::table::{Row, Table, unreadable};
+use self::table::{Rows, Table, unreadable};
 use super::attr::Attr;
 use super::extents::Extent;
+use super::format::{Format, Formats};
 use super::inode::InodeState;
 use super::journal::record::SentObject;
 use super::request::RequestId;
@@ -51,7 +54,7 @@ pub(crate) struct Kept {
 #[derive(Debug, Default)]
 pub(crate) struct LeftOpen {
     /// The inodes that the kernel knew.
-    pub(crate) nodes: HashMap<u64, KeptNode>,
+    pub(crate) nodes: FxHashMap<u64, KeptNode>,
     /// Those of them that were open and that the journal may not have.
     pub(crate) inodes: HashMap<u64, KeptInode>,
     /// The open files and directories.
@@ -67,7 +70,7 @@ pub(crate) struct LeftOpen {
 pub(crate) struct KeptNode {
     pub(crate) is_directory: bool,
     /// `None`: it has lost its name.
-    pub(crate) place: Option<(u64, String)>,
+    pub(crate) place: Option<(u64, Arc<str>)>,
 }
 
 /// What an open inode is.
@@ -126,14 +129,14 @@ impl Bookmarks {
 
 impl Kept {
     /// No rows.
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self::of(Table::new()?))
+    pub(crate) fn new(format: Format) -> io::Result<Self> {
+        Ok(Self::of(Table::new(format)?))
     }
 
     /// Goes on with the rows of an earlier process. An error says that they cannot be read.
-    pub(crate) fn reopen(memory: OwnedFd) -> io::Result<(Self, LeftOpen)> {
-        let (table, rows) = Table::reopen(memory)?;
-        Ok((Self::of(table), LeftOpen::of(rows)?))
+    pub(crate) fn reopen(memory: OwnedFd, formats: Formats) -> io::Result<(Self, LeftOpen)> {
+        let (table, rows) = Table::reopen(memory, formats)?;
+        Ok((Self::of(table), LeftOpen::of(&rows)?))
     }
 
     fn of(table: Table) -> Self {
@@ -141,6 +144,11 @@ impl Kept {
             table,
             is_broken: AtomicBool::new(false),
         }
+    }
+
+    /// See [`Table::set_format`].
+    pub(crate) fn set_format(&self, format: Format) -> io::Result<()> {
+        self.table.set_format(format)
     }
 
     /// The kernel knows an inode, which is here; `None`: it has no name.
@@ -237,10 +245,10 @@ impl LeftOpen {
         self.inodes.contains_key(&ROOT)
     }
 
-    fn of(rows: Vec<Row>) -> io::Result<Self> {
+    fn of(rows: &Rows) -> io::Result<Self> {
         let mut left = Self::default();
-        left.nodes.reserve(rows.len());
-        for row in rows {
+        left.nodes.reserve(rows.count());
+        for row in rows.iter() {
             let id = row.id;
             match row.kind {
                 NODE => {
@@ -266,7 +274,7 @@ fn node_of(bytes: &[u8]) -> io::Result<KeptNode> {
     let (flags, rest) = bytes.split_first().ok_or_else(unreadable)?;
     let (parent, name) = rest.split_first_chunk().ok_or_else(unreadable)?;
     let name = std::str::from_utf8(name).map_err(|_| unreadable())?;
-    let place = (u64::from_le_bytes(*parent), name.to_owned());
+    let place = (u64::from_le_bytes(*parent), Arc::from(name));
     Ok(KeptNode {
         is_directory: flags & IS_DIRECTORY != 0,
         place: (flags & HAS_PLACE != 0).then_some(place),

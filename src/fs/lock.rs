@@ -32,6 +32,11 @@ impl<T, const RANK: u8> Ordered<T, RANK> {
         Self(Mutex::new(value))
     }
 
+    /// Nobody else has it: nothing is locked.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut()
+    }
+
     /// Waits until nobody else has it. With debug assertions, panics if this thread has one of the same place or a
     /// later one.
     pub(crate) fn lock(&self) -> OrderedGuard<'_, T, RANK> {

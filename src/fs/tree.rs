@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustc_hash::FxHashMap;
+
 use super::attr::Attr;
 use super::error::FsError;
 use super::inode::{Inode, Linked, Remote};
@@ -44,7 +46,7 @@ const TOMBSTONES_MAX: usize = 1024;
 /// The names of one volume.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    nodes: HashMap<u64, Node>,
+    nodes: FxHashMap<u64, Node>,
     kept: Arc<Kept>,
     next_ino: u64,
     sequence: u64,
@@ -74,6 +76,20 @@ struct Node {
     /// It has a row for a later process.
     is_kept: bool,
     directory: Option<Box<Directory>>,
+}
+
+impl Node {
+    /// One that the kernel was not told of.
+    fn new(inode: Arc<Inode>, parent: u64, name: &Arc<str>, is_directory: bool) -> Self {
+        let name = Arc::clone(name);
+        Self {
+            inode,
+            place: Some(Place { parent, name }),
+            nlookup: 0,
+            is_kept: false,
+            directory: is_directory.then(Box::default),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -179,7 +195,7 @@ impl Tree {
             directory: Some(Box::default()),
         };
         Self {
-            nodes: HashMap::from([(ROOT, root)]),
+            nodes: FxHashMap::from_iter([(ROOT, root)]),
             kept,
             next_ino: ROOT + 1,
             sequence: 0,
@@ -353,31 +369,42 @@ impl Tree {
     }
 
     /// An inode that an earlier process knew, under the name it had. What the store has there was not asked.
-    pub(crate) fn restore(
+    pub(crate) fn restore(&mut self, ino: u64, parent: u64, name: &Arc<str>, is_directory: bool) {
+        let attr = self.unknown_attr(kind_of(is_directory));
+        let inode = Inode::new(ino, attr, false, None);
+        self.link_unconfirmed(parent, name, inode, is_directory, false);
+    }
+
+    /// Likewise, of one that the kernel knows by this number, and that has a row which says where it is.
+    pub(crate) fn reopen(&mut self, ino: u64, parent: u64, name: &Arc<str>, is_directory: bool) {
+        let attr = self.unknown_attr(kind_of(is_directory));
+        let mut inode = Inode::new(ino, attr, false, None);
+        inode.state.get_mut().has_unknown_pages = true;
+        self.link_unconfirmed(parent, name, inode, is_directory, true);
+    }
+
+    fn link_unconfirmed(
         &mut self,
-        ino: u64,
         parent: u64,
         name: &Arc<str>,
+        inode: Inode,
         is_directory: bool,
-        now: Duration,
+        is_kept: bool,
     ) {
-        let kind = if is_directory {
-            FileKind::Directory
-        } else {
-            FileKind::File
+        let node = Node {
+            is_kept,
+            ..Node::new(Arc::new(inode), parent, name, is_directory)
         };
-        let inode = Arc::new(Inode::new(ino, self.unknown_attr(kind), false, None));
-        self.link(parent, name, &inode, is_directory, now);
-        self.distrust(ino);
+        self.link_node(parent, name, node, None);
+        if let Some(directory) = self.directory_mut(parent) {
+            directory.listed = None;
+        }
     }
 
     /// An inode that the kernel knows by this number from an earlier process, and that has no name any more.
     pub(crate) fn restore_nameless(&mut self, ino: u64, is_directory: bool) -> Arc<Inode> {
-        let kind = match is_directory {
-            true => FileKind::Directory,
-            false => FileKind::File,
-        };
-        let inode = Arc::new(Inode::new(ino, self.unknown_attr(kind), true, None));
+        let attr = self.unknown_attr(kind_of(is_directory));
+        let inode = Arc::new(Inode::new(ino, attr, true, None));
         inode.state.lock().linked = Linked::No;
         let node = Node {
             inode: Arc::clone(&inode),
@@ -571,13 +598,6 @@ impl Tree {
         }
     }
 
-    /// An inode has a row of an earlier process, and is where that says.
-    pub(crate) fn note_restored(&mut self, ino: u64) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.is_kept = true;
-        }
-    }
-
     /// An inode is about to lose its name: a process that takes over must not give it back.
     pub(crate) fn keep_unnamed(&self, ino: u64) {
         if let Some(node) = self.nodes.get(&ino)
@@ -662,35 +682,30 @@ impl Tree {
         is_directory: bool,
         now: Duration,
     ) {
+        let node = Node::new(Arc::clone(inode), parent, name, is_directory);
+        self.link_node(parent, name, node, Some(now));
+    }
+
+    fn link_node(&mut self, parent: u64, name: &Arc<str>, node: Node, confirmed: Option<Duration>) {
         self.sequence += 1;
         let sequence = self.sequence;
         let Some(directory) = self.directory_mut(parent) else {
             return;
         };
+        let ino = node.inode.ino;
+        let is_directory = node.directory.is_some();
         directory.removed.remove(name);
         directory.children.insert(
             Arc::clone(name),
             Dentry {
-                ino: inode.ino,
+                ino,
                 changed: sequence,
                 seen: sequence,
-                confirmed: Some(now),
+                confirmed,
             },
         );
-        self.nodes.insert(
-            inode.ino,
-            Node {
-                inode: Arc::clone(inode),
-                place: Some(Place {
-                    parent,
-                    name: Arc::clone(name),
-                }),
-                nlookup: 0,
-                is_kept: false,
-                directory: is_directory.then(Box::default),
-            },
-        );
-        if let Some(key) = self.key_of(inode.ino).filter(|_| is_directory) {
+        self.nodes.insert(ino, node);
+        if is_directory && let Some(key) = self.key_of(ino) {
             self.lay_ghost(&key);
         }
     }
@@ -763,6 +778,13 @@ impl Tree {
     }
 }
 
+fn kind_of(is_directory: bool) -> FileKind {
+    match is_directory {
+        true => FileKind::Directory,
+        false => FileKind::File,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -791,7 +813,7 @@ mod tests {
         Tree::new(
             attr(FileKind::Directory),
             OWNERSHIP,
-            Arc::new(Kept::new().unwrap()),
+            Arc::new(Kept::new(crate::fs::Format::CURRENT).unwrap()),
         )
     }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -148,6 +148,15 @@ impl Inherited {
         self.descriptors = left;
         let taken: Vec<(String, OwnedFd)> = taken;
         taken.into_iter().map(|(_, fd)| fd).collect()
+    }
+
+    /// The descriptors of a name, which stay.
+    pub fn get(&self, name: &str) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let held = self
+            .descriptors
+            .iter()
+            .filter(move |(held, _)| held == name);
+        held.map(|(_, fd)| fd.as_fd())
     }
 
     /// The names of what is left to take; one that several descriptors have is there several times.

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
+use bucketvol::fs::Format;
 use bucketvol::fs::fuse::{Agreement, Connection, FuseAdapter, MountRequest, Served, Session};
 use tokio::runtime::Handle;
 
@@ -29,7 +30,7 @@ struct Mounted {
 
 impl Mounted {
     async fn new(fs: TestFs, mountpoint: PathBuf) -> Self {
-        let connection = Arc::new(Connection::new().unwrap());
+        let connection = Arc::new(Connection::new(Format::CURRENT).unwrap());
         let request = MountRequest {
             mountpoint,
             source: "memory".to_owned(),
@@ -37,7 +38,7 @@ impl Mounted {
         };
         let adapter = adapter(&fs, &connection);
         let session = Session::mount(adapter, request, LIMIT).await.unwrap();
-        let served = Served::new(&session, &connection);
+        let served = Served::new(&session, &connection, &fs);
         Self {
             fs,
             session,
@@ -51,14 +52,14 @@ impl Mounted {
         let device = self.session.device().as_fd().try_clone_to_owned().unwrap();
         let attachment = self.session.attachment().clone();
         let agreement = before_6_9(self.session.agreement());
-        let connection = Arc::new(Connection::new().unwrap());
+        let connection = Arc::new(Connection::new(Format::CURRENT).unwrap());
         let adapter = adapter(&self.fs, &connection);
         // Far above any request so far: what was left unanswered would be interrupted.
         let last = 20_000;
         let resumed =
             Session::resume(adapter, device.into(), attachment, agreement, last, LIMIT).await;
         let session = resumed.unwrap();
-        let served = Served::new(&session, &connection);
+        let served = Served::new(&session, &connection, &self.fs);
         Self {
             session,
             served,

@@ -30,7 +30,7 @@ fn host(place: &Place) -> Host {
         staging: StagingBudget::new(1 << 30, MinFree::Bytes(0)),
         cache: BlockCache::new(1 << 20),
         clock: SystemClock::shared(),
-        worker: Worker::alone(),
+        worker: Worker::alone(bucketvol::fs::Format::CURRENT),
     }
 }
 

@@ -20,6 +20,8 @@ use tempfile::TempDir;
 use crate::common::process::{bounded, children, describe, end, output, send, wait_for};
 use crate::common::s3::LocalS3;
 
+mod formats;
+
 const KILLS: u32 = 100;
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -219,7 +219,10 @@ impl FileSystems {
         let cache = Arc::clone(&self.host.cache);
         let clock = Arc::clone(&self.host.clock);
         let staging = Arc::clone(&self.host.staging);
-        let settings = Settings::from_options(&options, staging_dir, staging, cache, clock);
+        let settings = Settings {
+            formats: self.kept.formats(),
+            ..Settings::from_options(&options, staging_dir, staging, cache, clock)
+        };
         let opened = match self.kept.take_files(label) {
             Some(memory) => FileSystem::resume(bucket, settings, memory).await,
             None => FileSystem::open(bucket, settings).await,

@@ -7,10 +7,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::filesystems::filed_under;
+use super::filesystems::{Lease, filed_under};
 use crate::cli::worker::Worker;
 use crate::fs::fuse::connection::LeftConnection;
 use crate::fs::fuse::{Connection, FuseDevice, Served, Session};
+use crate::fs::{Formats, check_format};
 
 /// What the names of descriptors begin with.
 const DEVICE: &str = "fuse-";
@@ -51,7 +52,8 @@ impl Kept {
         let device = self.take_one(DEVICE, label)?;
         let memory = self.take_one(CONNECTION, label);
         let was_killed = self.0.keeper().predecessor_was_killed();
-        let reopened = memory.map(|memory| Connection::reopen(memory, was_killed))?;
+        let formats = self.0.formats();
+        let reopened = memory.map(|memory| Connection::reopen(memory, formats, was_killed))?;
         match reopened {
             Ok((connection, left)) => Some(Orphaned {
                 device: device.into(),
@@ -81,20 +83,38 @@ impl Kept {
         label: &str,
         session: &Session,
         connection: &Arc<Connection>,
-        (files_label, files): (&str, BorrowedFd<'_>),
+        lease: &Lease,
     ) -> io::Result<()> {
         connection.establish(session.attachment(), session.agreement())?;
-        self.store(FILES, files_label, files)?;
+        self.store(FILES, lease.label(), lease.filesystem().kept())?;
         self.store(CONNECTION, label, connection.as_fd())?;
         self.store(DEVICE, label, session.device())?;
-        self.serve(session, connection);
+        self.serve(session, connection, lease);
         Ok(())
     }
 
     /// This process serves the session, and will hand it over.
-    pub(super) fn serve(&self, session: &Session, connection: &Arc<Connection>) {
-        self.0
-            .serve(Served::new(session, connection), session.end());
+    pub(super) fn serve(&self, session: &Session, connection: &Arc<Connection>, lease: &Lease) {
+        let served = Served::new(session, connection, lease.filesystem());
+        self.0.serve(served, session.end());
+    }
+
+    /// The formats of what this process leaves.
+    pub(super) fn formats(&self) -> Formats {
+        self.0.formats()
+    }
+
+    /// Fails if there is anything of another release that this one cannot read: then nothing is taken, and the one that
+    /// can goes on with it.
+    pub(super) fn check_formats(&self) -> io::Result<()> {
+        let is_table = |name: &String| name.starts_with(CONNECTION) || name.starts_with(FILES);
+        let mut names = self.0.names().into_iter().filter(is_table);
+        names.try_for_each(|name| {
+            self.0.check(&name, |memory| {
+                let checked = check_format(memory, self.formats());
+                checked.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))
+            })
+        })
     }
 
     /// The session of this label has ended.

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::{DirHandle, FileHandle};
@@ -30,7 +32,9 @@ impl FileSystem {
             handles,
             ..
         } = left;
-        let inos: Vec<u64> = nodes.keys().copied().collect();
+        // Directories first, as a rule: they were told of before what is in them.
+        let mut inos: Vec<u64> = nodes.keys().copied().collect();
+        inos.sort_unstable();
         for ino in inos {
             self.replace_node(tree, &mut nodes, ino, &inodes, doomed);
         }
@@ -51,7 +55,7 @@ impl FileSystem {
     fn replace_node(
         &self,
         tree: &mut Tree,
-        nodes: &mut HashMap<u64, KeptNode>,
+        nodes: &mut FxHashMap<u64, KeptNode>,
         ino: u64,
         inodes: &HashMap<u64, KeptInode>,
         doomed: &HashMap<Key, SentObject>,
@@ -84,14 +88,7 @@ impl FileSystem {
                 is_below && is_free && is_there && (has_object || node.is_directory)
             });
             match place {
-                Some((parent, name)) => {
-                    let name: Arc<str> = Arc::from(name);
-                    tree.restore(ino, parent, &name, node.is_directory, self.now());
-                    tree.note_restored(ino);
-                    if let Some(inode) = tree.inode(ino) {
-                        inode.state.lock().has_unknown_pages = true;
-                    }
-                }
+                Some((parent, name)) => tree.reopen(ino, parent, &name, node.is_directory),
                 None => {
                     tree.restore_nameless(ino, node.is_directory);
                 }

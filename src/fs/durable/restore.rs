@@ -54,7 +54,7 @@ impl FileSystem {
             is_placed
         });
         for ino in replay.inodes.keys() {
-            place(&mut tree, replay, *ino, self.now())?;
+            place(&mut tree, replay, *ino)?;
         }
         let directories = replay.inodes.iter().filter_map(|(ino, inode)| {
             let directory = inode.changed.directory.clone()?;
@@ -205,12 +205,7 @@ impl FileSystem {
 }
 
 /// Makes the directories above a changed inode, and a file to be filled.
-fn place(
-    tree: &mut Tree,
-    replay: &Replay,
-    ino: u64,
-    now: std::time::Duration,
-) -> Result<(), FsError> {
+fn place(tree: &mut Tree, replay: &Replay, ino: u64) -> Result<(), FsError> {
     let mut missing = Vec::new();
     let mut at = ino;
     while at != ROOT && tree.inode(at).is_none() {
@@ -224,7 +219,7 @@ fn place(
     }
     for (ino, placement) in missing.into_iter().rev() {
         let name: Arc<str> = Arc::from(placement.name.as_str());
-        tree.restore(ino, placement.parent, &name, placement.is_directory, now);
+        tree.restore(ino, placement.parent, &name, placement.is_directory);
     }
     Ok(())
 }

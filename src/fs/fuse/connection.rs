@@ -17,6 +17,7 @@ use super::gate::Gate;
 use super::handshake::Agreement;
 use super::mount::Attachment;
 use super::mountinfo::Device;
+use crate::fs::format::{Format, Formats};
 use crate::fs::kept::table::{Table, unreadable};
 
 /// Kinds of rows: what was agreed, how often the kernel was told of an inode, a request that was begun again, the
@@ -92,8 +93,8 @@ impl Terms {
 
 impl Connection {
     /// A connection that nothing was said on.
-    pub fn new() -> io::Result<Self> {
-        let table = Table::new()?;
+    pub fn new(format: Format) -> io::Result<Self> {
+        let table = Table::new(format)?;
         let epoch = Uuid::new_v4().as_u64_pair().0;
         table.put_number(EPOCH, 0, epoch)?;
         Ok(Self::of(table, epoch))
@@ -111,8 +112,12 @@ impl Connection {
     }
 
     /// Goes on with the rows of an earlier process; `was_killed` if somebody else has ended it.
-    pub fn reopen(memory: OwnedFd, was_killed: bool) -> io::Result<(Self, LeftConnection)> {
-        let (table, rows) = Table::reopen(memory)?;
+    pub fn reopen(
+        memory: OwnedFd,
+        formats: Formats,
+        was_killed: bool,
+    ) -> io::Result<(Self, LeftConnection)> {
+        let (table, rows) = Table::reopen(memory, formats)?;
         let (mut terms, mut epoch, mut last) = (None, None, 0);
         let (mut lookups, mut begun_again) = (Vec::new(), HashMap::new());
         let mut was_handed_over = false;
@@ -120,7 +125,7 @@ impl Connection {
             true => BLAME_OF_KILL,
             false => BLAME_OF_CRASH,
         };
-        for row in rows {
+        for row in rows.iter() {
             match row.kind {
                 TERMS => terms = Some(row.read()?),
                 LOOKUPS => lookups.push((row.id, row.number()?)),
@@ -160,6 +165,11 @@ impl Connection {
             agreement: agreement.clone(),
         };
         self.table.put_as(TERMS, 0, &terms)
+    }
+
+    /// From now on the rows are of this format.
+    pub fn set_format(&self, format: Format) -> io::Result<()> {
+        self.table.set_format(format)
     }
 
     /// This process is about to end by itself: what it has not answered is not what ends it.
@@ -235,11 +245,13 @@ mod tests {
 
     fn crashed(connection: &Connection) -> Connection {
         let memory = connection.as_fd().try_clone_to_owned().unwrap();
-        Connection::reopen(memory, false).unwrap().0
+        Connection::reopen(memory, Formats::default(), false)
+            .unwrap()
+            .0
     }
 
     fn connection() -> Connection {
-        let connection = Connection::new().unwrap();
+        let connection = Connection::new(Format::CURRENT).unwrap();
         let terms = Terms {
             mountpoint: b"/m".to_vec(),
             major: 0,
@@ -268,7 +280,9 @@ mod tests {
     fn who_kills_the_process_is_rather_to_blame() {
         let killed = |connection: &Connection| {
             let memory = connection.as_fd().try_clone_to_owned().unwrap();
-            Connection::reopen(memory, true).unwrap().0
+            Connection::reopen(memory, Formats::default(), true)
+                .unwrap()
+                .0
         };
         let mut process = killed(&connection());
         for _ in 1..BLAME_MAX {
@@ -298,7 +312,7 @@ mod tests {
         first.keep_lookups(6, 0);
         first.note_request(LAST_STEP * 3);
         let memory = first.as_fd().try_clone_to_owned().unwrap();
-        let (second, left) = Connection::reopen(memory, false).unwrap();
+        let (second, left) = Connection::reopen(memory, Formats::default(), false).unwrap();
         assert_eq!(left.lookups, [(5, 2)]);
         assert_eq!(second.epoch(), first.epoch());
         assert_eq!(second.last_request(), LAST_STEP * 3);

@@ -4,7 +4,6 @@
 //! known name, a write) it is answered there; else what is left of it moves to the runtime: the hop costs
 //! two thirds of the rate of small cached reads.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use bytes::Bytes;
 use fuser::{Errno, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, Request};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
 
 use super::connection::Connection;
@@ -164,7 +164,7 @@ pub(super) fn is_resent(request: &Request) -> bool {
 pub(super) struct Known {
     fs: Arc<FileSystem>,
     connection: Arc<Connection>,
-    nlookup: Mutex<HashMap<u64, u64>>,
+    nlookup: Mutex<FxHashMap<u64, u64>>,
 }
 
 impl Known {

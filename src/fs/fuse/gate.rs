@@ -13,6 +13,7 @@ use nix::sys::statfs::statfs;
 
 use super::connection::Connection;
 use super::session::{LOOPS, Session};
+use crate::fs::{FileSystem, Format};
 
 /// How long requests in hand are waited for. Where the kernel can send them again, the next process is not kept
 /// waiting by a store that is slow; elsewhere, what is not answered is interrupted.
@@ -70,18 +71,33 @@ impl Gate {
 #[derive(Debug, Clone)]
 pub struct Served {
     connection: Arc<Connection>,
+    filesystem: Arc<FileSystem>,
     /// What is asked by ourselves goes there.
     mountpoint: PathBuf,
     resends: bool,
 }
 
 impl Served {
-    /// A session, and the connection that its file system notes down what it serves on.
-    pub fn new(session: &Session, connection: &Arc<Connection>) -> Self {
+    /// A session that `filesystem` serves by what it notes of its `connection`.
+    pub fn new(
+        session: &Session,
+        connection: &Arc<Connection>,
+        filesystem: &Arc<FileSystem>,
+    ) -> Self {
         Self {
             connection: Arc::clone(connection),
+            filesystem: Arc::clone(filesystem),
             mountpoint: session.attachment().path().to_owned(),
             resends: session.agreement().resends(),
+        }
+    }
+
+    /// What the next process finds is of this format from now on. Tables first: see [`crate::fs::Format`].
+    pub fn set_format(&self, format: Format) {
+        let done = self.connection.set_format(format);
+        if let Err(error) = done.and_then(|()| self.filesystem.set_format(format)) {
+            let mountpoint = self.mountpoint.display();
+            tracing::error!(%mountpoint, %error, "what is left to the next worker stays of the format before");
         }
     }
 

@@ -10,8 +10,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::record::{FORMAT, Record};
+use super::record::Record;
 use super::reserve::Reserve;
+use crate::fs::format::{Format, Formats, UnknownFormat};
 use crate::fs::request::RequestId;
 
 /// What every journal begins with; the format's number follows.
@@ -41,8 +42,8 @@ pub(crate) enum LogError {
     InUse { path: PathBuf },
     #[error("{path} is no journal")]
     NotAJournal { path: PathBuf },
-    #[error("{path} has format {found}; this release reads {FORMAT}")]
-    Format { path: PathBuf, found: u32 },
+    #[error("{path}: {cause}")]
+    Format { path: PathBuf, cause: UnknownFormat },
     #[error("{path} is damaged at byte {at}: {what}")]
     Damaged {
         path: PathBuf,
@@ -77,6 +78,7 @@ pub(crate) struct Journaled {
     pub(crate) records: Vec<Recorded>,
     /// Where the last of them ends, in the file.
     end: u64,
+    format: Format,
     /// The host has crashed or was restarted since: what was not synced may be gone.
     pub(crate) other_boot: bool,
 }
@@ -85,6 +87,7 @@ pub(crate) struct Journaled {
 #[derive(Debug)]
 pub(crate) struct LogFile {
     file: Arc<File>,
+    format: Format,
     end: u64,
     /// Known to be on the disk up to here.
     synced: u64,
@@ -93,7 +96,7 @@ pub(crate) struct LogFile {
 
 impl LogFile {
     /// A new file with nothing in it. It replaces no other until it is renamed.
-    pub(crate) fn create(path: &Path) -> Result<Self, LogError> {
+    pub(crate) fn create(path: &Path, format: Format) -> Result<Self, LogError> {
         let io = LogError::io(path);
         let file = OpenOptions::new()
             .create(true)
@@ -105,11 +108,12 @@ impl LogFile {
             .map_err(&io)?;
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(MAGIC);
-        header.extend_from_slice(&FORMAT.to_le_bytes());
+        header.extend_from_slice(&format.number().to_le_bytes());
         header.extend_from_slice(&boot_id());
         file.write_all_at(&header, 0).map_err(&io)?;
         Ok(Self {
             file: Arc::new(file),
+            format,
             end: HEADER as u64,
             synced: 0,
             reserve: Reserve::of(path),
@@ -128,10 +132,19 @@ impl LogFile {
         file.sync_all().map_err(&io)?;
         Ok(Self {
             file: Arc::new(file),
+            format: read.format,
             end: read.end,
             synced: read.end,
             reserve: Reserve::of(path),
         })
+    }
+
+    /// Records are of this format from now on. Those that are there can be read as such.
+    pub(crate) fn set_format(&mut self, format: Format) -> io::Result<()> {
+        let number = format.number().to_le_bytes();
+        self.file.write_all_at(&number, MAGIC.len() as u64)?;
+        self.format = format;
+        Ok(())
     }
 
     /// From now on a crash of the host is one after this boot.
@@ -147,8 +160,12 @@ impl LogFile {
     }
 
     /// Appends a record, and the request whose last one it is. A failure leaves the file as it was.
-    pub(crate) fn append(&mut self, recorded: (Option<RequestId>, &Record)) -> io::Result<()> {
-        let frame = encode(recorded, self.synced)?;
+    pub(crate) fn append(
+        &mut self,
+        (request, record): (Option<RequestId>, &Record),
+    ) -> io::Result<()> {
+        let record = record.said_in(self.format);
+        let frame = encode((request, &record), self.synced)?;
         self.file.write_all_at(&frame, self.end)?;
         self.end += frame.len() as u64;
         self.reserve.used(&self.file, self.end);
@@ -182,7 +199,7 @@ impl LogFile {
 }
 
 /// Reads a journal's file; `None` if there is none.
-pub(crate) fn read(path: &Path) -> Result<Option<Journaled>, LogError> {
+pub(crate) fn read(path: &Path, formats: Formats) -> Result<Option<Journaled>, LogError> {
     let io = LogError::io(path);
     let mut bytes = Vec::new();
     match File::open(path) {
@@ -198,13 +215,11 @@ pub(crate) fn read(path: &Path) -> Result<Option<Journaled>, LogError> {
     if magic != MAGIC {
         return Err(LogError::NotAJournal { path: path.into() });
     }
-    let found = u32_at(format, 0);
-    if found != FORMAT {
-        return Err(LogError::Format {
-            path: path.into(),
-            found,
-        });
-    }
+    let format = formats.read(u32_at(format, 0));
+    let format = format.map_err(|cause| LogError::Format {
+        path: path.into(),
+        cause,
+    })?;
     let (records, end) = decode(frames).map_err(|(at, what)| LogError::Damaged {
         path: path.into(),
         at: at + HEADER,
@@ -213,6 +228,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Journaled>, LogError> {
     Ok(Some(Journaled {
         records,
         end: (end + HEADER) as u64,
+        format,
         other_boot: boot != boot_id(),
     }))
 }
@@ -301,6 +317,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fs::inode::Attempt;
+    use crate::store::{Key, ObjectVersion, WriteId};
 
     fn record(ino: u64) -> Record {
         Record::Resized {
@@ -314,7 +332,7 @@ mod tests {
     fn log() -> (tempfile::TempDir, PathBuf, Vec<Recorded>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        let mut log = LogFile::create(&path).unwrap();
+        let mut log = LogFile::create(&path, Format::CURRENT).unwrap();
         let request = RequestId::new(1, 2);
         let records: Vec<Recorded> = (1..=10).map(|ino| (Some(request), record(ino))).collect();
         for (i, (request, record)) in records.iter().enumerate() {
@@ -329,7 +347,7 @@ mod tests {
     #[test]
     fn it_reads_what_was_written() {
         let (_dir, path, records) = log();
-        let read = read(&path).unwrap().unwrap();
+        let read = read(&path, Formats::default()).unwrap().unwrap();
         assert_eq!(read.records, records);
         assert!(!read.other_boot);
     }
@@ -340,9 +358,32 @@ mod tests {
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.write_all_at(&9_u32.to_le_bytes(), MAGIC.len() as u64)
             .unwrap();
-        let error = read(&path).unwrap_err().to_string();
-        let named = format!("has format 9; this release reads {FORMAT}");
-        assert!(error.contains(&named), "{error}");
+        let error = read(&path, Formats::default()).unwrap_err().to_string();
+        assert!(
+            error
+                .ends_with("journal: it has format 9, and this release reads 3 and the one before"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_the_format_before_does_not_know_is_said_in_its_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let mut log = LogFile::create(&path, Format::FIRST).unwrap();
+        let attempt = Attempt {
+            key: Key::new("a"),
+            write: WriteId::new(),
+        };
+        let resolved = Record::Resolved(attempt.clone());
+        log.append((None, &resolved)).unwrap();
+        log.set_format(Format::CURRENT).unwrap();
+        log.append((None, &resolved)).unwrap();
+        let records = read(&path, Formats::default()).unwrap().unwrap().records;
+        let (key, version) = (attempt.key, ObjectVersion::any());
+        let before = Record::Deleted { key, version };
+        assert_eq!(records, [(None, before), (None, resolved)]);
+        assert!(read(&path, Formats::trusted(Format::FIRST)).is_err());
     }
 
     #[test]
@@ -350,7 +391,7 @@ mod tests {
         use std::os::unix::fs::MetadataExt as _;
 
         let (_dir, path, records) = log();
-        let read = read(&path).unwrap().unwrap();
+        let read = read(&path, Formats::default()).unwrap().unwrap();
         let mut log = LogFile::reopen(&path, &read).unwrap();
         log.replenish().unwrap();
         let file = std::fs::metadata(&path).unwrap();
@@ -372,7 +413,7 @@ mod tests {
             let end = bytes.len();
             bytes.resize(end + zeros, 0);
             std::fs::write(&path, &bytes).unwrap();
-            let read = read(&path).unwrap().unwrap();
+            let read = read(&path, Formats::default()).unwrap().unwrap();
             prop_assert_eq!(read.records, records);
             prop_assert_eq!(read.end, end as u64);
         }
@@ -391,14 +432,14 @@ mod tests {
                 bytes.truncate(cut);
             }
             std::fs::write(&path, &bytes).unwrap();
-            let before = read(&path).unwrap().unwrap();
+            let before = read(&path, Formats::default()).unwrap().unwrap();
             prop_assert!(records.starts_with(&before.records));
             let mut log = LogFile::reopen(&path, &before).unwrap();
             let added: Vec<Recorded> = (100..103).map(|ino| (None, record(ino))).collect();
             for (request, record) in &added {
                 log.append((*request, record)).unwrap();
             }
-            let after = read(&path).unwrap().unwrap();
+            let after = read(&path, Formats::default()).unwrap().unwrap();
             prop_assert_eq!(after.records, [before.records, added].concat());
         }
 
@@ -409,7 +450,7 @@ mod tests {
             let bytes = std::fs::read(&path).unwrap();
             let cut = HEADER + cut.index(bytes.len() - HEADER);
             std::fs::write(&path, &bytes[..cut]).unwrap();
-            let read = read(&path).unwrap().unwrap().records;
+            let read = read(&path, Formats::default()).unwrap().unwrap().records;
             prop_assert!(records.starts_with(&read));
         }
 
@@ -424,7 +465,7 @@ mod tests {
             std::fs::write(&path, &bytes).unwrap();
             // Records as small as these are all of one length.
             let synced = HEADER + frames / 10 * 5;
-            match read(&path) {
+            match read(&path, Formats::default()) {
                 Ok(read) => {
                     prop_assert!(at >= synced, "damage at {at} of {synced} passed");
                     prop_assert!(records.starts_with(&read.unwrap().records));

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use self::log::{LogError, LogFile};
 use self::record::{Multipart, Record};
 use self::replay::Replay;
+use crate::fs::format::{Format, Formats};
 use crate::fs::lock::{JOURNAL, Ordered};
 use crate::fs::request::{RecentRequests, RequestId};
 use crate::store::{Key, UploadId};
@@ -55,6 +56,8 @@ pub(crate) struct Journal {
 
 #[derive(Debug)]
 struct Inner {
+    /// Of every new log.
+    format: Format,
     log: LogFile,
     /// The log that is to replace it, while it is written: it takes every record as well.
     successor: Option<LogFile>,
@@ -82,7 +85,7 @@ pub(crate) struct Left {
 impl Journal {
     /// Takes hold of the journal below `directory`, which is made if it is not there. It goes on where the process
     /// before has ended: that needs no room on the disk.
-    pub(crate) fn open(directory: &Path) -> Result<(Self, Left), LogError> {
+    pub(crate) fn open(directory: &Path, formats: Formats) -> Result<(Self, Left), LogError> {
         let io = LogError::io(directory);
         DirBuilder::new()
             .recursive(true)
@@ -107,7 +110,7 @@ impl Journal {
             other_boot: false,
         };
         let path = current(directory);
-        let log = if let Some(journaled) = log::read(&path)? {
+        let log = if let Some(journaled) = log::read(&path, formats)? {
             let log = LogFile::reopen(&path, &journaled)?;
             left.other_boot = journaled.other_boot;
             for (request, record) in journaled.records {
@@ -118,13 +121,13 @@ impl Journal {
             }
             log
         } else {
-            let mut log = LogFile::create(&successor(directory))?;
+            let mut log = LogFile::create(&successor(directory), formats.written())?;
             log.file().sync_all().map_err(&io)?;
             log.synced(log.end());
             rename_successor(directory).map_err(&io)?;
             log
         };
-        let mut inner = Inner::new(log);
+        let mut inner = Inner::new(log, formats.written());
         // What earlier processes said may be anything: the next rewrite is due as if it were nothing.
         inner.first_len = 0;
         inner.multiparts.clone_from(&left.replay.multiparts);
@@ -142,6 +145,16 @@ impl Journal {
             _lock: lock,
         };
         Ok((journal, left))
+    }
+
+    /// The log is of this format from now on.
+    pub(crate) fn set_format(&self, format: Format) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.format = format;
+        if let Some(successor) = &mut inner.successor {
+            successor.set_format(format)?;
+        }
+        inner.log.set_format(format)
     }
 
     /// Whether nothing was ever written down.
@@ -314,7 +327,8 @@ impl Journal {
     ) -> Result<(), LogError> {
         let io = LogError::io(&self.directory);
         let _turn = self.syncing.lock().await;
-        let mut new = LogFile::create(&successor(&self.directory))?;
+        let format = self.inner.lock().format;
+        let mut new = LogFile::create(&successor(&self.directory), format)?;
         {
             // Without a reserve of its own it is no better than the one that is long.
             let mut inner = self.inner.lock();
@@ -352,8 +366,9 @@ impl Journal {
 }
 
 impl Inner {
-    fn new(log: LogFile) -> Self {
+    fn new(log: LogFile, format: Format) -> Self {
         Self {
+            format,
             first_len: log.end(),
             log,
             successor: None,
@@ -399,6 +414,7 @@ fn rename_successor(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     use crate::fs::attr::{Attr, Caller};
     use crate::fs::inode::Unsent;
     use crate::fs::journal::record::ChangedInode;
@@ -424,7 +440,7 @@ mod tests {
     }
 
     fn opened(directory: &Path) -> (Arc<Journal>, Left) {
-        let (journal, left) = Journal::open(directory).unwrap();
+        let (journal, left) = Journal::open(directory, Formats::default()).unwrap();
         (Arc::new(journal), left)
     }
 
@@ -454,7 +470,7 @@ mod tests {
         journal.append(&changed(1003)).unwrap();
         journal.sync().await.unwrap();
         drop(journal);
-        let (_, left) = Journal::open(dir.path()).unwrap();
+        let (_, left) = Journal::open(dir.path(), Formats::default()).unwrap();
         let mut inos: Vec<u64> = left.replay.inodes.into_keys().collect();
         inos.sort_unstable();
         assert_eq!(inos, [1000, 1002, 1003]);
@@ -480,7 +496,7 @@ mod tests {
             .unwrap();
         assert_eq!(*std::sync::Mutex::lock(&meanwhile).unwrap(), before);
         drop(journal);
-        let (_, left) = Journal::open(dir.path()).unwrap();
+        let (_, left) = Journal::open(dir.path(), Formats::default()).unwrap();
         assert!(left.replay.inodes.contains_key(&2));
     }
 
@@ -500,7 +516,7 @@ mod tests {
         end("ended later");
         journal.rewrite(|| Ok(())).await.unwrap();
         drop(journal);
-        let (_, left) = Journal::open(dir.path()).unwrap();
+        let (_, left) = Journal::open(dir.path(), Formats::default()).unwrap();
         let open = BTreeMap::from([(UploadId("open".to_owned()), key)]);
         assert_eq!(left.replay.multiparts, open);
     }
@@ -510,7 +526,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (_journal, _) = opened(dir.path());
         assert!(matches!(
-            Journal::open(dir.path()),
+            Journal::open(dir.path(), Formats::default()),
             Err(LogError::InUse { .. })
         ));
     }

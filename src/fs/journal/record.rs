@@ -1,22 +1,22 @@
 //! What the journal says: the format.
 //!
 //! A record is the whole of one change, so that a journal cut off between two records is a state the volume
-//! was in. Where a request of the kernel needs more than one, the last one carries the request's id. The variants and their fields are the format: one that changes takes a new [`FORMAT`], and
-//! [`super::log`] reads the one before as well.
+//! was in. Where a request of the kernel needs more than one, the last one carries the request's id. The variants and
+//! their fields are the format: one that changes takes a new [`Format`], in which what there was can still be read, and
+//! [`Record::said_in`] says it in the format before.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fs::attr::Attr;
 use crate::fs::extents::Extent;
+use crate::fs::format::Format;
 use crate::fs::inode::{Attempt, Unsent};
 use crate::fs::request::RequestId;
 use crate::fs::tree::Origin;
 use crate::store::{Key, Metadata, ObjectVersion, UploadId};
-
-/// The format that is written.
-pub(crate) const FORMAT: u32 = 2;
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +129,21 @@ pub(crate) enum Record {
     WentBack { ino: u64, to: Option<u64> },
     /// What an upload in doubt has made, if anything, is gone, or known by another record.
     Resolved(Attempt),
+}
+
+impl Record {
+    /// What a release that knows no later format is told.
+    pub(crate) fn said_in(&self, format: Format) -> Cow<'_, Self> {
+        match self {
+            // All that is in doubt at the key: what else may be there is left behind rather than something deleted that
+            // is in use.
+            Self::Resolved(attempt) if format < Format::CURRENT => Cow::Owned(Self::Deleted {
+                key: attempt.key.clone(),
+                version: ObjectVersion::any(),
+            }),
+            _ => Cow::Borrowed(self),
+        }
+    }
 }
 
 /// A multipart upload that was begun.

@@ -4,7 +4,7 @@
 //! into one page a kill leaves all or nothing. A row is a head slot, and slots that go on where its bytes do not fit.
 //! They are written first, so that the head is the commit.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,8 +12,11 @@ use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::fs::format::{Format, Formats};
 
 /// Bytes of a slot.
 pub(crate) const SLOT: usize = 64;
@@ -29,9 +32,8 @@ const MORE: usize = 8;
 const UNUSED: u8 = 0;
 const FURTHER: u8 = u8::MAX;
 
-/// The first slot says what this is, and in which format.
+/// The first slot says what this is, and in which format. So far all formats are alike.
 const MAGIC: [u8; 8] = *b"bvtable\0";
-pub(crate) const FORMAT: u32 = 1;
 
 /// Rows by kind and number.
 #[derive(Debug)]
@@ -42,26 +44,67 @@ pub(crate) struct Table {
 
 #[derive(Debug, Default)]
 struct Slots {
-    heads: HashMap<(u8, u64), u32>,
+    heads: FxHashMap<(u8, u64), u32>,
     /// The further slots of rows that have any, by their heads.
-    further: HashMap<u32, Vec<u32>>,
+    further: FxHashMap<u32, Vec<u32>>,
     free: Vec<u32>,
     /// Slots that the memory has.
     len: u32,
 }
 
-/// A row as an earlier process has written it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Row {
-    pub(crate) kind: u8,
-    pub(crate) id: u64,
-    pub(crate) bytes: Vec<u8>,
+/// What an earlier process has written: a copy of its memory, every row of which is whole.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    memory: Vec<u8>,
+    count: usize,
 }
 
-impl Row {
+impl Rows {
+    /// How many rows there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The rows, in the order of their places.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Row<'_>> {
+        let heads = self.memory.chunks_exact(SLOT).skip(1);
+        heads
+            .filter(|slot| is_head(slot))
+            .map(|head| self.row(head))
+    }
+
+    fn row<'a>(&'a self, head: &'a [u8]) -> Row<'a> {
+        let total = len_of(head);
+        let mut bytes = Cow::Borrowed(&head[HEAD..][..total.min(SLOT - HEAD)]);
+        let mut next = next_of(head);
+        while bytes.len() < total {
+            let slot = &self.memory[next as usize * SLOT..][..SLOT];
+            let left = total - bytes.len();
+            bytes
+                .to_mut()
+                .extend_from_slice(&slot[MORE..][..left.min(SLOT - MORE)]);
+            next = next_of(slot);
+        }
+        Row {
+            kind: head[0],
+            id: id_of(head),
+            bytes,
+        }
+    }
+}
+
+/// A row as an earlier process has written it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row<'a> {
+    pub(crate) kind: u8,
+    pub(crate) id: u64,
+    pub(crate) bytes: Cow<'a, [u8]>,
+}
+
+impl Row<'_> {
     /// What was put as a number.
     pub(crate) fn number(&self) -> io::Result<u64> {
-        let bytes = self.bytes.as_slice().try_into();
+        let bytes = self.bytes.as_ref().try_into();
         Ok(u64::from_le_bytes(bytes.map_err(|_| unreadable())?))
     }
 
@@ -79,31 +122,39 @@ pub(crate) fn unreadable() -> io::Error {
 
 impl Table {
     /// An empty one.
-    pub(crate) fn new() -> io::Result<Self> {
+    pub(crate) fn new(format: Format) -> io::Result<Self> {
         let file: File = memfd_create("bucketvol", MFdFlags::MFD_CLOEXEC)?.into();
-        let mut first = [0; SLOT];
-        first[..8].copy_from_slice(&MAGIC);
-        first[8..12].copy_from_slice(&FORMAT.to_ne_bytes());
-        file.write_all_at(&first, 0)?;
         let slots = Slots {
             len: 1,
             ..Slots::default()
         };
-        Ok(Self {
+        let table = Self {
             file,
             slots: Mutex::new(slots),
-        })
+        };
+        table.set_format(format)?;
+        Ok(table)
+    }
+
+    /// What is written from now on is of this format, and so is what was.
+    pub(crate) fn set_format(&self, format: Format) -> io::Result<()> {
+        let mut first = [0; SLOT];
+        first[..8].copy_from_slice(&MAGIC);
+        first[8..12].copy_from_slice(&format.number().to_ne_bytes());
+        self.write_slot(0, &first)
     }
 
     /// Goes on with the memory of an earlier process, and returns what that has written.
-    pub(crate) fn reopen(memory: OwnedFd) -> io::Result<(Self, Vec<Row>)> {
+    pub(crate) fn reopen(memory: OwnedFd, formats: Formats) -> io::Result<(Self, Rows)> {
         let file: File = memory.into();
+        check_format(file.as_fd(), formats)?;
         let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-        let mut bytes = vec![0; len];
-        file.read_exact_at(&mut bytes, 0)?;
-        let (slots, rows) = read(&bytes)?;
+        let mut memory = vec![0; len];
+        file.read_exact_at(&mut memory, 0)?;
+        let slots = check(&memory)?;
+        let count = slots.heads.len();
         let slots = Mutex::new(slots);
-        Ok((Self { file, slots }, rows))
+        Ok((Self { file, slots }, Rows { memory, count }))
     }
 
     /// Writes a row, in place of the one there is of this kind and number.
@@ -201,37 +252,40 @@ impl Slots {
     }
 }
 
-fn read(bytes: &[u8]) -> io::Result<(Slots, Vec<Row>)> {
-    let unreadable = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    if bytes.get(..8) != Some(&MAGIC[..]) || bytes.get(8..12) != Some(&FORMAT.to_ne_bytes()[..]) {
-        return Err(unreadable(
-            "the shared memory has a format of another release",
-        ));
+/// Fails unless the memory is a table of a format that is known.
+pub fn check_format(memory: BorrowedFd<'_>, formats: Formats) -> io::Result<()> {
+    let mut first = [0; 12];
+    File::from(memory.try_clone_to_owned()?).read_exact_at(&mut first, 0)?;
+    let (magic, number) = first.split_at(MAGIC.len());
+    if magic != MAGIC {
+        return Err(unreadable());
     }
+    let number = u32::from_ne_bytes([number[0], number[1], number[2], number[3]]);
+    let known = formats.read(number).map(drop);
+    known.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Finds the rows, and that each is whole.
+fn check(memory: &[u8]) -> io::Result<Slots> {
+    let unreadable = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     // What a kill has cut off at the end was committed by nothing.
-    let all: Vec<&[u8]> = bytes.chunks_exact(SLOT).collect();
+    let all: Vec<&[u8]> = memory.chunks_exact(SLOT).collect();
     let mut slots = Slots {
         len: u32::try_from(all.len()).map_err(io::Error::other)?,
         ..Slots::default()
     };
     let mut is_used = vec![false; all.len()];
     is_used[0] = true;
-    let mut rows = Vec::with_capacity(all.len());
     slots.heads.reserve(all.len());
     for (at, head) in (0..slots.len).zip(&all).skip(1) {
-        let kind = head[0];
-        if matches!(kind, UNUSED | FURTHER) {
+        if !is_head(head) {
             continue;
         }
         is_used[at as usize] = true;
-        let total = u32::from_ne_bytes([head[16], head[17], head[18], head[19]]) as usize;
-        let id = u64::from_ne_bytes([
-            head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
-        ]);
-        let mut bytes = head[HEAD..][..total.min(SLOT - HEAD)].to_vec();
+        let mut left = len_of(head).saturating_sub(SLOT - HEAD);
         let mut further = Vec::new();
-        let mut next = number(head);
-        while bytes.len() < total {
+        let mut next = next_of(head);
+        while left > 0 {
             let (Some(slot), Some(used)) = (all.get(next as usize), is_used.get_mut(next as usize))
             else {
                 return Err(unreadable("a row of the shared memory leads nowhere"));
@@ -239,22 +293,37 @@ fn read(bytes: &[u8]) -> io::Result<(Slots, Vec<Row>)> {
             if slot[0] != FURTHER || std::mem::replace(used, true) {
                 return Err(unreadable("a row of the shared memory is not whole"));
             }
-            bytes.extend_from_slice(&slot[MORE..][..(total - bytes.len()).min(SLOT - MORE)]);
+            left = left.saturating_sub(SLOT - MORE);
             further.push(next);
-            next = number(slot);
+            next = next_of(slot);
         }
-        slots.heads.insert((kind, id), at);
+        slots.heads.insert((head[0], id_of(head)), at);
         slots.set_further(at, further);
-        rows.push(Row { kind, id, bytes });
     }
     let unused = (0..slots.len).zip(is_used).filter(|(_, is_used)| !is_used);
     slots.free = unused.map(|(at, _)| at).collect();
-    Ok((slots, rows))
+    Ok(slots)
 }
 
-/// The next slot, as a slot says.
-fn number(slot: &[u8]) -> u32 {
+fn is_head(slot: &[u8]) -> bool {
+    !matches!(slot[0], UNUSED | FURTHER)
+}
+
+/// The slot that goes on where this one ends.
+fn next_of(slot: &[u8]) -> u32 {
     u32::from_ne_bytes([slot[4], slot[5], slot[6], slot[7]])
+}
+
+/// The number of the row that begins here.
+fn id_of(head: &[u8]) -> u64 {
+    let mut id = [0; 8];
+    id.copy_from_slice(&head[8..16]);
+    u64::from_ne_bytes(id)
+}
+
+/// Its bytes.
+fn len_of(head: &[u8]) -> usize {
+    u32::from_ne_bytes([head[16], head[17], head[18], head[19]]) as usize
 }
 
 #[cfg(test)]
@@ -265,8 +334,16 @@ mod tests {
 
     use super::*;
 
-    fn reopened(table: &Table) -> (Table, Vec<Row>) {
-        Table::reopen(table.as_fd().try_clone_to_owned().unwrap()).unwrap()
+    /// The next process, and what it finds.
+    fn reopened(table: &Table) -> (Table, BTreeMap<(u8, u64), Vec<u8>>) {
+        let memory = table.as_fd().try_clone_to_owned().unwrap();
+        let (table, rows) = Table::reopen(memory, Formats::default()).unwrap();
+        let found = rows
+            .iter()
+            .map(|row| ((row.kind, row.id), row.bytes.into_owned()));
+        let found: BTreeMap<_, _> = found.collect();
+        assert_eq!(found.len(), rows.count());
+        (table, found)
     }
 
     proptest! {
@@ -275,7 +352,7 @@ mod tests {
         fn rows_are_what_was_written_last(
             steps in prop::collection::vec((1_u8..4, 0_u64..6, prop::option::of(0_usize..300), any::<bool>()), 1..60)
         ) {
-            let mut table = Table::new().unwrap();
+            let mut table = Table::new(Format::CURRENT).unwrap();
             let mut expected = BTreeMap::new();
             for (i, (kind, id, len, reopen)) in steps.into_iter().enumerate() {
                 match len {
@@ -293,9 +370,7 @@ mod tests {
                     table = reopened(&table).0;
                 }
             }
-            let rows = reopened(&table).1.into_iter();
-            let found: BTreeMap<_, _> = rows.map(|row| ((row.kind, row.id), row.bytes)).collect();
-            prop_assert_eq!(found, expected);
+            prop_assert_eq!(reopened(&table).1, expected);
             // 18 rows of at most 7 slots, one that is written beside, and the first.
             prop_assert!(table.bytes() <= (18 * 7 + 6 + 1) * SLOT as u64);
         }
@@ -303,37 +378,37 @@ mod tests {
         #[test]
         fn whatever_the_memory_holds_it_is_read_or_refused(garbage in prop::collection::vec(any::<u8>(), 0..640)) {
             let mut bytes = vec![0; SLOT];
-            bytes[..8].copy_from_slice(&MAGIC);
-            bytes[8..12].copy_from_slice(&FORMAT.to_ne_bytes());
             bytes.extend(garbage);
-            let _ = read(&bytes);
+            if let Ok(slots) = check(&bytes) {
+                let rows = Rows { memory: bytes, count: slots.heads.len() };
+                prop_assert!(rows.iter().count() >= rows.count());
+            }
         }
     }
 
     #[test]
     fn a_row_that_was_not_committed_is_not_there() {
-        let table = Table::new().unwrap();
+        let table = Table::new(Format::CURRENT).unwrap();
         table.put(1, 7, &[1; 100]).unwrap();
         // Killed before the head was written.
         let mut slots = table.slots.lock();
         table.write_further(&mut slots, &[2; 56]).unwrap();
         drop(slots);
         let (again, rows) = reopened(&table);
-        assert_eq!(
-            rows,
-            [Row {
-                kind: 1,
-                id: 7,
-                bytes: vec![1; 100]
-            }]
-        );
+        assert_eq!(rows, BTreeMap::from([((1, 7), vec![1; 100])]));
         assert_eq!(again.slots.lock().free.len(), 1);
     }
 
     #[test]
-    fn memory_of_another_release_is_refused() {
-        let table = Table::new().unwrap();
-        table.file.write_all_at(&[9], 8).unwrap();
-        assert!(Table::reopen(table.as_fd().try_clone_to_owned().unwrap()).is_err());
+    fn memory_of_a_format_that_is_not_known_is_refused() {
+        let table = Table::new(Format::CURRENT).unwrap();
+        let memory = || table.as_fd().try_clone_to_owned().unwrap();
+        let before = Formats::trusted(Format::FIRST);
+        let error = Table::reopen(memory(), before).unwrap_err().to_string();
+        assert!(error.contains("it has format 3"), "{error}");
+        table.set_format(Format::FIRST).unwrap();
+        assert!(Table::reopen(memory(), before).is_ok());
+        table.file.write_all_at(b"?", 0).unwrap();
+        assert!(Table::reopen(memory(), before).is_err());
     }
 }

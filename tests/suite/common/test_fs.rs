@@ -15,8 +15,8 @@ use bucketvol::config::credentials::CredentialProvider;
 use bucketvol::config::options::{Durability, EndpointOptions, MinFree, Ownership, WriteOptions};
 use bucketvol::config::{Location, Scheme};
 use bucketvol::fs::{
-    Attr, BlockCache, Caller, DirEntry, FileSystem, FsError, IfExists, RenameMode, SetAttr,
-    Settings, StagingBudget,
+    Attr, BlockCache, Caller, DirEntry, FileSystem, Formats, FsError, IfExists, RenameMode,
+    SetAttr, Settings, StagingBudget,
 };
 use bucketvol::store::{Bucket, FileKind, Key, ListEntry, ListRequest, Metadata, Precondition};
 use bytes::Bytes;
@@ -392,6 +392,7 @@ impl TestFs {
             staging: StagingBudget::new(STAGING_LIMIT, MinFree::Bytes(0)),
             cache: BlockCache::new(64 * 1024 * 1024),
             clock: shared,
+            formats: Formats::default(),
         };
         if let Some(time) = &time {
             settings.clock = Arc::clone(time);
