@@ -148,6 +148,8 @@ fn spawn(namespace: &Namespace, trusted: &str) -> Inside {
         format!("--base-dir={}", directory("mounts")),
         format!("--credentials-dir={}", directory("credentials")),
         format!("--trust-endpoint={trusted}"),
+        // The machine's disk is full to whatever degree.
+        "--min-free=64MiB".to_owned(),
     ];
     let program = env!("CARGO_BIN_EXE_bucketvol");
     namespace.spawn("bucketvol", program, &arguments)

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::namespace::Namespace;
+use parking_lot::Mutex;
+
+use super::namespace::{Inside, Namespace};
 use super::process::{bounded, fail, output, succeed, wait_for};
 
 /// Where the engine listens, inside the namespaces.
@@ -14,12 +16,19 @@ const SOCKET: &str = "unix:///run/docker/engine.sock";
 /// What the engine's containers are made of: the distribution's static busybox and a few directories.
 pub(crate) const IMAGE: &str = "bucketvol-test";
 
+/// How long the engine may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// An engine that runs; it and all its containers end with the value.
 #[derive(Debug)]
 pub(crate) struct Dockerd {
     // In this order: a control group can go once its processes have.
     namespace: Namespace,
     cgroup: Cgroup,
+    /// What it is told beside what every engine of a test is.
+    flags: &'static [&'static str],
+    /// `None`: it has been stopped.
+    process: Mutex<Option<Inside>>,
 }
 
 /// The control group under which the engine puts its containers, in every hierarchy.
@@ -29,12 +38,43 @@ struct Cgroup(String);
 impl Dockerd {
     /// Starts an engine and gives it one image, [`IMAGE`].
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Likewise, with further flags for dockerd.
+    pub(crate) fn start_with(flags: &'static [&'static str]) -> Self {
         let namespace = Namespace::enter();
         let cgroup = Cgroup(format!("bucketvol-test-{}", uuid::Uuid::new_v4().simple()));
-        let engine = Self { namespace, cgroup };
-        engine.start_daemon();
+        let engine = Self {
+            namespace,
+            cgroup,
+            flags,
+            process: Mutex::default(),
+        };
+        engine.start_again();
         engine.import_image();
         engine
+    }
+
+    /// Ends dockerd by this signal, and waits until it has. What becomes of its containers is its own affair.
+    pub(crate) fn stop(&self, signal: &str) {
+        let process = self.process.lock().take().expect("it runs");
+        self.namespace.signal(&process, signal);
+        self.namespace.wait_until_ended(&process, PATIENCE);
+    }
+
+    /// Starts dockerd on what the one before has left, and waits until it answers.
+    pub(crate) fn start_again(&self) {
+        let process = self.spawn();
+        wait_for("dockerd", PATIENCE, || {
+            assert!(
+                self.namespace.is_running(&process),
+                "dockerd ended:\n{}",
+                process.log()
+            );
+            output(&mut self.command(&["info"])).status.success()
+        });
+        *self.process.lock() = Some(process);
     }
 
     /// The namespaces, for a plugin to live in: mounts reach the engine only from there.
@@ -69,6 +109,20 @@ impl Dockerd {
             "-ec",
             script,
         ])
+    }
+
+    /// What the engine itself knows of all its volumes, a line each: what it would forget of one that it was once told
+    /// does not exist.
+    pub(crate) fn known_of_volumes(&self) -> String {
+        let names = self.docker(&["volume", "ls", "--quiet"]);
+        let format = "{{.Name}} {{.Driver}} {{json .Labels}} {{json .Options}} {{.Mountpoint}} {{.CreatedAt}}";
+        let mut inspect = self.command(&["volume", "inspect", "--format", format]);
+        succeed(inspect.args(names.lines()))
+    }
+
+    /// What of a container `docker inspect` shows by this format.
+    pub(crate) fn inspect(&self, container: &str, format: &str) -> String {
+        self.docker(&["inspect", "--format", format, container])
     }
 
     /// Starts a container in the background with `volume` at /data; it sleeps until it is removed.
@@ -111,9 +165,9 @@ impl Dockerd {
         self.docker_fails(&create_arguments(driver, name, options))
     }
 
-    fn start_daemon(&self) {
+    fn spawn(&self) -> Inside {
         let data = self.namespace.directory().join("docker");
-        let arguments = [
+        let mut arguments = vec![
             "--data-root".to_owned(),
             data.display().to_string(),
             "--exec-root=/run/docker/exec".to_owned(),
@@ -127,15 +181,8 @@ impl Dockerd {
             "--ip-forward=false".to_owned(),
             "--ip-masq=false".to_owned(),
         ];
-        let daemon = self.namespace.spawn("dockerd", "dockerd", &arguments);
-        wait_for("dockerd", Duration::from_secs(60), || {
-            assert!(
-                self.namespace.is_running(&daemon),
-                "dockerd ended:\n{}",
-                daemon.log()
-            );
-            output(&mut self.command(&["info"])).status.success()
-        });
+        arguments.extend(self.flags.iter().map(|flag| (*flag).to_owned()));
+        self.namespace.spawn("dockerd", "dockerd", &arguments)
     }
 
     fn import_image(&self) {
