@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::Gate;
+pub(super) use self::connection::Line;
 use super::driver::VolumeDriver;
 use super::router::{Deadlines, router};
 
@@ -188,6 +189,7 @@ pub async fn serve<D: VolumeDriver>(
     let (door, connections) = (gate.door(), gate.connections());
     let app = router(driver, deadlines, calls.clone()).layer(map_response(end_connection));
     let closing = CancellationToken::new();
+    let app = app.into_make_service_with_connect_info::<Line>();
     let server = axum::serve(gate, app).with_graceful_shutdown(closing.clone().cancelled_owned());
     let mut server = std::pin::pin!(server.into_future());
     let stop = tokio::select! {

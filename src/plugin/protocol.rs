@@ -62,12 +62,17 @@ pub struct MountRequest {
     pub id: String,
 }
 
+/// Whether a call that has to say something is the engine's retry after a broken connection: the first attempt has
+/// drained the buffer with its body.
+pub fn is_retry(body: &[u8]) -> bool {
+    body.trim_ascii().is_empty()
+}
+
 /// Reads the body of a call that has to say something.
 ///
-/// An empty body is the engine's retry after a broken connection, whose buffer was drained by the first
-/// attempt. To accept it would make the engine believe in a volume that nobody named.
+/// To accept a retry without one would make the engine believe in a volume that nobody named.
 pub fn parse<T: DeserializeOwned>(call: &str, body: &[u8]) -> Result<T, PluginError> {
-    if body.trim_ascii().is_empty() {
+    if is_retry(body) {
         return Err(PluginError::Invalid(format!(
             "{call} came with an empty body, as the engine's retry after a lost connection does; run the command again"
         )));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::{ConnectInfo, Request};
 use axum::response::Response;
 use axum::routing::{MethodRouter, post};
 use bytes::{Bytes, BytesMut};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::driver::{Caller, PluginError, Scope, Volume, VolumeDriver};
+use super::listen::Line;
 use super::protocol::{self, Activated, Answer, CreateRequest, MountRequest, NameRequest};
 
 /// How long a driver may take. The engine stops waiting a little later, and then shows "context deadline
@@ -59,6 +61,11 @@ enum Pace {
     Long,
 }
 
+/// The call whose every answer but a volume means to the engine that there is none: it then forgets the labels and
+/// options of that volume for good. Its retry after a broken connection, which does not say which volume is meant, is
+/// broken off as well: of that the engine concludes nothing.
+const GET: &str = "VolumeDriver.Get";
+
 /// Options and names are short; this is for mistakes and malice.
 const MAX_BODY: usize = 1 << 20;
 
@@ -86,7 +93,7 @@ pub fn router<D: VolumeDriver>(driver: Arc<D>, deadlines: Deadlines, tasks: Task
         server.asking("Plugin.Activate", activate),
         server.asking("VolumeDriver.Capabilities", capabilities),
         server.asking("VolumeDriver.List", list),
-        server.calling("VolumeDriver.Get", Pace::Lookup, get),
+        server.calling(GET, Pace::Lookup, get),
         server.calling("VolumeDriver.Path", Pace::Lookup, path),
         server.calling("VolumeDriver.Create", Pace::Long, create),
         server.calling("VolumeDriver.Remove", Pace::Short, remove),
@@ -220,12 +227,19 @@ impl<D: VolumeDriver> Server<D> {
         F: Future<Output = Result<A, PluginError>> + Send + 'static,
     {
         let server = self.clone();
-        let method = post(async move |body: Body| {
-            let request = match read(call, body).await {
-                Ok(bytes) => protocol::parse(call, &bytes),
+        let method = post(async move |request: Request| {
+            let line = request.extensions().get::<ConnectInfo<Line>>().cloned();
+            let body = match read(call, request.into_body()).await {
+                Ok(body) => body,
                 Err(refusal) => return refusal,
             };
-            match request {
+            if let Some(ConnectInfo(line)) = line
+                && call == GET
+                && protocol::is_retry(&body)
+            {
+                line.break_off();
+            }
+            match protocol::parse(call, &body) {
                 Ok(request) => {
                     server
                         .run(call, pace, |d, caller| work(d, request, caller))

@@ -1,10 +1,14 @@
-//! Connections as they are accepted: counted while they are open, and none any more once the door is closed.
+//! Connections as they are accepted: counted while they are open, broken off where no answer is better than any, and
+//! none any more once the door is closed.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
@@ -48,8 +52,12 @@ impl Listener for Gate {
         let accepted = Listener::accept(&mut self.listener);
         match self.door.run_until_cancelled(accepted).await {
             Some((stream, address)) => {
-                let _open = self.connections.token();
-                (Connection { stream, _open }, address)
+                let connection = Connection {
+                    stream,
+                    line: Line::default(),
+                    _open: self.connections.token(),
+                };
+                (connection, address)
             }
             None => std::future::pending().await,
         }
@@ -64,7 +72,32 @@ impl Listener for Gate {
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
+    line: Line,
     _open: TaskTrackerToken,
+}
+
+/// What a call has of its connection.
+#[derive(Debug, Clone, Default)]
+pub(in crate::plugin) struct Line(Arc<AtomicBool>);
+
+impl Line {
+    /// Nothing is written any more: whatever the call is answered, its caller sees that the connection has ended.
+    pub(in crate::plugin) fn break_off(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::ConnectionAborted.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Connected<IncomingStream<'_, Gate>> for Line {
+    fn connect_info(stream: IncomingStream<'_, Gate>) -> Self {
+        stream.io().line.clone()
+    }
 }
 
 impl AsyncRead for Connection {
@@ -83,6 +116,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.line.check()?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -99,6 +133,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.line.check()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::common::daemon::Daemon;
+use crate::common::daemon::{Daemon, SOCKET};
 use crate::common::dockerd::{Dockerd, IMAGE};
 use crate::common::process::{succeed, wait_for};
 use crate::common::s3::{Account, LocalS3};
@@ -215,4 +215,42 @@ fn a_container_that_outlives_its_engine_keeps_its_volume_until_it_is_stopped() {
     }
     let written = scene.written();
     scene.strike(written);
+}
+
+/// The engine sends a call once more when its connection has broken, and the second time without a body: whatever such a
+/// Get is answered, it would take the volume for gone.
+#[test]
+fn a_look_that_our_end_interrupts_costs_no_label() {
+    let (s3, engine) = (LocalS3::start(), Dockerd::start());
+    let _daemon = Daemon::start(&engine, s3.account());
+    let namespace = engine.namespace();
+    // Between the engine and us, so that it can be seen when a call is on its way.
+    let relay = |to: &str| {
+        let listen = "UNIX-LISTEN:/run/docker/plugins/relay.sock,fork,unlink-early,mode=600";
+        let arguments = ["-v", listen, to].map(str::to_owned);
+        namespace.spawn("socat", "socat", &arguments)
+    };
+    let there = relay(&format!("UNIX-CONNECT:{SOCKET}"));
+    let mut create = engine.command(&["volume", "create", "--driver", "relay", "--label", "kept"]);
+    for option in s3.account().options() {
+        create.args(["--opt", &option]);
+    }
+    succeed(create.arg("vol"));
+    let known = engine.known_of_volumes();
+    namespace.signal(&there, "KILL");
+    let calls = there.log().matches(".Get").count();
+
+    // It takes the call, and ends without an answer. From then on the call reaches us, but not what was asked.
+    let nowhere = relay("OPEN:/dev/null");
+    std::thread::scope(|scope| {
+        let look = scope.spawn(|| engine.docker_fails(&["volume", "inspect", "vol"]));
+        wait_for("the call", PATIENCE, || {
+            nowhere.log().matches(".Get").count() > calls
+        });
+        namespace.signal(&nowhere, "KILL");
+        relay(&format!("UNIX-CONNECT:{SOCKET}"));
+        let said = look.join().expect("docker runs");
+        assert!(!said.contains("no such volume"), "{said}");
+    });
+    assert_eq!(engine.known_of_volumes(), known);
 }

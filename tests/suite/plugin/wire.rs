@@ -108,7 +108,7 @@ async fn null_options_and_unknown_fields_are_read() {
 async fn the_empty_retry_after_a_lost_connection_is_refused_by_every_call_that_names_a_volume() {
     let rig = Rig::new();
     rig.created("v", "bucket=bbb").await;
-    for verb in ["Create", "Get", "Path", "Mount", "Unmount", "Remove"] {
+    for verb in ["Create", "Path", "Mount", "Unmount", "Remove"] {
         let call = format!("VolumeDriver.{verb}");
         for body in ["", "\n"] {
             let (status, answer) = rig.raw(&call, body.as_bytes()).await;
@@ -120,6 +120,21 @@ async fn the_empty_retry_after_a_lost_connection_is_refused_by_every_call_that_n
         }
     }
     assert_eq!(rig.names().await, ["v"]);
+}
+
+/// The engine would take any answer for word that the volume is gone, and forget its labels.
+#[tokio::test]
+async fn the_empty_retry_of_a_get_is_not_answered() {
+    let rig = Rig::new();
+    rig.created("v", "bucket=bbb").await;
+    for body in ["", "\n"] {
+        let mut engine = rig.connect().await;
+        engine
+            .send(&request("VolumeDriver.Get", body.as_bytes()))
+            .await;
+        assert_eq!(engine.answer().await, None);
+    }
+    assert_eq!(rig.get("v").await["Volume"]["Name"], "v");
 }
 
 #[tokio::test]
