@@ -184,7 +184,9 @@ pub(crate) struct Frozen {
     pub(crate) ino: u64,
     pub(crate) attr: Attr,
     pub(crate) metadata: Metadata,
-    /// The metadata to send: they carry the mark of this upload.
+    /// The mark of this upload.
+    pub(crate) write: WriteId,
+    /// The metadata to send: they carry the mark.
     pub(crate) marked: Metadata,
     /// `None`: only attributes changed.
     pub(crate) content: Option<FrozenContent>,
@@ -257,6 +259,7 @@ impl InodeState {
         Some(Frozen {
             ino,
             attr: self.attr,
+            write: write.clone(),
             marked: write.mark(metadata.clone()),
             metadata,
             content,

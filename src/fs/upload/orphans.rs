@@ -11,7 +11,7 @@ use super::vacate::{Counterpart, counterpart};
 use super::worker::Progress;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Frozen, Inode, Remote};
+use crate::fs::inode::{Attempt, Frozen, Inode, Remote};
 use crate::fs::journal::record::{Record, SentObject};
 use crate::fs::staging::ContentSource;
 use crate::fs::tree::{RESERVED, Tree};
@@ -25,8 +25,8 @@ const FIRST_MAX: u32 = 4;
 
 impl FileSystem {
     /// Before `key` is written: open files that lost their name there get their bytes elsewhere, and their objects,
-    /// which wait for the last close, go now; but for what `upload` is about to overwrite. (Its own inode may have
-    /// lost its name since it began.)
+    /// which wait for the last close, go now; but for what `upload` is about to overwrite, and what its own inode has
+    /// left there if that has lost its name since it began.
     pub(crate) async fn settle_orphans_at(
         &self,
         key: &Key,
@@ -34,7 +34,7 @@ impl FileSystem {
     ) -> Result<(), FsError> {
         let orphans = self.tree.lock().orphans_at(key);
         for inode in orphans {
-            if upload.is_none_or(|upload| upload.ino != inode.ino) {
+            if upload.is_none_or(|upload| !self.was_left_by(upload, key, &inode)) {
                 self.settle_orphan(key, &inode, upload).await?;
             }
         }
@@ -48,6 +48,25 @@ impl FileSystem {
             }
             Counterpart::Directory(directory) => self.settle_orphans_below(&directory).await,
         }
+    }
+
+    /// Whether an inode without a name stands for what an upload that is about to be sent finds or makes at `key`. That
+    /// is known when the upload has ended, and until then the journal has to say it: the process may end first.
+    fn was_left_by(&self, upload: &Frozen, key: &Key, inode: &Inode) -> bool {
+        if upload.ino == inode.ino {
+            return true;
+        }
+        let state = inode.state.lock();
+        let of_this_upload = |attempt: &Attempt| attempt.write.is_of_the_write_of(&upload.write);
+        if state.attempt.as_ref().is_some_and(of_this_upload) {
+            return true;
+        }
+        let version = state.version().filter(|_| state.opens == 0);
+        let is_overwritten =
+            version.is_some_and(|v| upload.precondition == Precondition::Version(v));
+        drop(state);
+        // As long as the key is what the upload's inode is called, it is written down with it what it overwrites.
+        is_overwritten && self.tree.lock().key_of(upload.ino).as_ref() != Some(key)
     }
 
     /// Likewise, before anything is put below a directory.

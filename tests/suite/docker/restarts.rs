@@ -52,9 +52,12 @@ const PROGRAMS: [(&str, &str); 7] = [
     ),
     (
         "dweller",
-        "mkdir /data/home; cd /data/home; echo yes >here
+        "mkdir /data/home; cd /data/home; echo yes >here; i=0
         until test -e /tmp/stop; do
             cat here >/tmp/here; test \"$(cat /tmp/here)\" = yes || { echo here: $(cat /tmp/here); exit 1; }
+            echo $i >old; echo new $i >new; mv new old
+            cat old >/tmp/old; test \"$(cat /tmp/old)\" = \"new $i\" || { echo old: $i: $(cat /tmp/old); exit 1; }
+            rm old; i=$((i+1))
             ls >/tmp/ls; test \"$(cat /tmp/ls)\" = here || { echo ls: $(cat /tmp/ls); exit 1; }
         done",
     ),
@@ -94,7 +97,12 @@ fn containers_do_not_notice_that_the_worker_is_killed_and_replaced() {
     }
     // The engine's own calls go through as well.
     engine.docker(&["volume", "inspect", "vol"]);
-    assert_eq!(engine.run("vol", "0:0", "cat /data/home/here"), "yes");
+    let read = engine.run(
+        "vol",
+        "0:0",
+        "cat /data/home/here; stat -c %s /data/home/here",
+    );
+    assert_eq!(read, "yes\n4");
     assert_eq!(inodes(), before);
 
     // The rival of the locker before that one.

@@ -53,7 +53,9 @@ mod stores;
 mod together;
 // The same in an order that a seed decides, and a crash at every point of it.
 mod simulation;
-// Two hosts that change the same files at random.
 // A process goes on where another was killed.
 mod restarts;
+// And a program with it, through one end after the other.
+mod dweller;
+// Two hosts that change the same files at random.
 mod rivals;

@@ -388,7 +388,10 @@ pub(super) fn word(error: &FsError) -> &'static str {
 }
 
 /// A process's connection to the store.
-fn connect(store: &Arc<dyn Store>, faults: &Arc<Faults>) -> (Arc<Bucket>, Arc<Connection>) {
+pub(super) fn connect(
+    store: &Arc<dyn Store>,
+    faults: &Arc<Faults>,
+) -> (Arc<Bucket>, Arc<Connection>) {
     let (store, connection) = FaultStore::connect(Arc::clone(store), Arc::clone(faults));
     let location = Location {
         scheme: Scheme::Memory,

@@ -5,11 +5,13 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bucketvol::clock::SystemClock;
 use bucketvol::config::options::{Conflicts, WriteOptions};
 use bucketvol::fs::{FileSystem, FsError, IfExists, RequestId};
-use bucketvol::store::Bucket;
+use bucketvol::store::{Bucket, MemoryStore, Store};
 
-use crate::common::fault_store::{Outage, faulty_bucket};
+use super::model::connect;
+use crate::common::fault_store::{Faults, Outage, faulty_bucket};
 use crate::common::test_fs::{CALLER, PART, ROOT, TestFs, pattern};
 
 on_each_store! {
@@ -323,6 +325,50 @@ async fn the_number_of_a_file_that_was_closed_is_not_another_ones_after_a_kill()
     assert!(next.fh > number);
     fs.release(number).await;
     next.write_at(0, b"open").unwrap();
+}
+
+/// Files whose names are removed when their upload has begun and is not sent yet: it waits for the journal to be on the
+/// disk. What is in the bucket in the end, if the process is killed before it knows what has become of the upload.
+async fn left_by_an_upload(prepare: impl AsyncFn(&TestFs), fault: impl Fn(&Faults)) -> Vec<String> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(SystemClock::shared()));
+    let faults = Arc::<Faults>::default();
+    let (bucket, connection) = connect(&store, &faults);
+    let mut fs = TestFs::with(bucket, WriteOptions::default()).await;
+    prepare(&fs).await;
+    fault(&faults);
+    let before = fs.status().journal_bytes;
+    let unlink = async {
+        while fs.status().journal_bytes == before {
+            tokio::task::yield_now().await;
+        }
+        fs.unlink("a").await.unwrap();
+    };
+    let ((), _) = tokio::join!(unlink, fs.drain(Duration::from_secs(1)));
+    assert!(faults.has_gone());
+    connection.cut();
+    faults.end();
+    fs.bucket = connect(&store, &faults).0;
+    let fs = fs.after_kill().await;
+    fs.settled().await;
+    fs.keys().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_upload_makes_whose_file_lost_its_name_does_not_outlive_a_kill() {
+    let prepare = async |fs: &TestFs| fs.write("a", b"bytes").await.unwrap();
+    let left = left_by_an_upload(prepare, |faults| faults.lose_an_answer_and_go(0)).await;
+    assert_eq!(left, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_upload_was_to_overwrite_whose_file_lost_its_name_does_not_outlive_a_kill() {
+    let prepare = async |fs: &TestFs| {
+        fs.put_object("a", b"old").await;
+        fs.write("b", b"new").await.unwrap();
+        fs.rename("b", "a").await.unwrap();
+    };
+    let left = left_by_an_upload(prepare, |faults| faults.out(Outage::Away)).await;
+    assert_eq!(left, [""; 0]);
 }
 
 /// `BUCKETVOL_INODES` asks for more: the figures in docs are those of 1 000 000, and a hundredth of them open.
