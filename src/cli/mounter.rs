@@ -3,6 +3,8 @@
 //! A mount is a session of its own on a [`FileSystem`] that it may share. Retrying a store that is away
 //! is the caller's: an attempt here is made once and says whether another may help.
 
+mod contents;
+mod ended;
 mod filesystems;
 mod kept;
 
@@ -16,6 +18,7 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
+use self::ended::Ended;
 use self::filesystems::{FileSystems, Lease, filed_under};
 use self::kept::{Kept, Orphaned};
 use super::worker::Worker;
@@ -25,11 +28,10 @@ use crate::config::credentials::Ambient;
 use crate::fs::fuse::adapter::FuseAdapter;
 use crate::fs::fuse::mount::{AttachError, check_mountpoint};
 use crate::fs::fuse::{BaseDir, Connection, MountRequest, Session, SessionError};
-use crate::fs::{BlockCache, Change, FileSystem, FsError, Pending, StagingBudget};
+use crate::fs::{BlockCache, FileSystem, StagingBudget};
 use crate::plugin::bucket::{
-    Mount, MountError, MountStatus, Mounter, PendingChange, Salvage, VolumeName, VolumeSpec,
+    Mount, MountError, MountStatus, Mounter, Salvage, VolumeName, VolumeSpec,
 };
-use crate::store::{ConditionalWrites, Key};
 
 /// From mount(2) to the root's first answer. The root is known by then, so only a host in trouble needs
 /// seconds.
@@ -76,11 +78,13 @@ impl FuseMounter {
     /// others are left behind, for mounting anew to heal.
     pub async fn open(base_dir: &Path, host: Host) -> Result<Self, MountError> {
         let base_dir = base_dir.to_path_buf();
-        let kept = Arc::new(Kept::new(Arc::clone(&host.worker)));
+        let kept = Arc::new(Kept::of_volumes(Arc::clone(&host.worker)));
         kept.check_formats().map_err(of_another_release)?;
         // Whoever takes over mounts has nothing to clear; and as long as nobody serves them, looking at other
         // processes may take for ever.
         let takes_over = !kept.labels().is_empty();
+        // What was written to them is brought into their buckets, and the next Mount mounts them anew.
+        kept.ended().iter().for_each(|label| kept.forget(label));
         let open = move || {
             let base = BaseDir::open(&base_dir)?;
             if !takes_over {
@@ -187,15 +191,21 @@ impl Shared {
     }
 }
 
-/// Mounts one directory, for the command line; or goes on with the mount of the process before.
+/// Mounts one directory, for the command line; or goes on with the mount of the process before, and with what is left
+/// of one that was unmounted meanwhile.
 pub async fn mount_at(
     dir: &Path,
     options: &Options,
     host: Host,
 ) -> Result<Box<dyn Mount>, MountError> {
-    let kept = Arc::new(Kept::new(Arc::clone(&host.worker)));
+    let kept = Arc::new(Kept::of_one_mount(Arc::clone(&host.worker)));
     kept.check_formats().map_err(of_another_release)?;
     let filesystems = FileSystems::new(host, Arc::clone(&kept));
+    if let Some(label) = kept.ended().first() {
+        return Ok(Box::new(
+            Ended::new(&kept, &filesystems, dir, label, options).await?,
+        ));
+    }
     if let Some(label) = kept.labels().pop()
         && let Some(orphaned) = kept.take(&label)
     {
@@ -333,12 +343,19 @@ impl FuseMount {
         let filesystem = Arc::clone(lease.filesystem());
         let (open, closed) = watch::channel(());
         let mut end = session.end();
+        let is_whole_process = !kept.is_of_volumes();
         let (kept, label) = (Arc::clone(kept), label.to_owned());
         tokio::spawn(async move {
             end.wait().await;
-            kept.forget(&label);
+            let filesystem = Arc::clone(lease.filesystem());
+            if !is_whole_process {
+                kept.forget(&label);
+            }
             lease.release().await;
             drop(open);
+            if is_whole_process {
+                kept.forget_settled(&label, &filesystem).await;
+            }
         });
         Self {
             session,
@@ -371,10 +388,7 @@ impl Mount for FuseMount {
     }
 
     async fn drain(&self, limit: Duration) -> Result<(), MountError> {
-        self.filesystem
-            .drain(limit)
-            .await
-            .map_err(|error| fs_error(&self.filesystem, &error))
+        contents::drain(&self.filesystem, limit).await
     }
 
     async fn detach(&self) -> Result<(), MountError> {
@@ -389,64 +403,11 @@ impl Mount for FuseMount {
     }
 
     async fn salvage(&self, key: &str, how: &Salvage) -> Result<Vec<Range<u64>>, MountError> {
-        let key = Key::new(key);
-        let done = match how {
-            Salvage::Export(to) => self.filesystem.export(&key, to).await,
-            Salvage::Discard => self.filesystem.discard(&key).await.map(|()| Vec::new()),
-        };
-        done.map_err(|error| match error {
-            FsError::NoEntry => MountError::Refused(format!(
-                "no change of {:?} is pending: bucketvol pending ls shows those that are",
-                key.as_str()
-            )),
-            error => fs_error(&self.filesystem, &error),
-        })
+        contents::salvage(&self.filesystem, key, how).await
     }
 
     fn status(&self) -> MountStatus {
-        let status = self.filesystem.status();
-        MountStatus {
-            dirty_bytes: status.dirty_bytes,
-            dirty_files: status.dirty_files,
-            cache_bytes: status.cache_bytes,
-            cache_hits: status.cache_hits,
-            cache_lookups: status.cache_lookups,
-            journal_bytes: status.journal_bytes,
-            journal_synced_bytes: status.journal_synced_bytes,
-            conditional_writes: status
-                .conditional_writes
-                .map(|writes| in_words(writes).to_owned()),
-            requests: status.requests,
-            last_error: status.last_error,
-            pending_changes: status.pending_changes,
-            pending: status.pending.into_iter().map(pending_change).collect(),
-        }
-    }
-}
-
-fn in_words(writes: ConditionalWrites) -> &'static str {
-    match writes {
-        ConditionalWrites::Checked => "checked by the store",
-        ConditionalWrites::OnlyAbsence => {
-            "checked by the store for new names; otherwise looked at first, and another host may write in between"
-        }
-        ConditionalWrites::LookedAt => "looked at first: another host may write in between",
-    }
-}
-
-fn pending_change(pending: Pending) -> PendingChange {
-    let change = match pending.change {
-        Change::Content => "content",
-        Change::Attributes => "attributes",
-        Change::Name => "name",
-        Change::Removal => "removal",
-        Change::Parts => "parts",
-    };
-    PendingChange {
-        key: pending.key,
-        change: change.to_owned(),
-        bytes: pending.bytes,
-        reason: pending.reason,
+        contents::status(&self.filesystem)
     }
 }
 
@@ -470,11 +431,6 @@ fn session_error(error: &SessionError) -> MountError {
         SessionError::Attach(_) | SessionError::Handshake { .. } => MountError::Refused(text),
         SessionError::Root { .. } | SessionError::TimedOut { .. } => MountError::Unavailable(text),
     }
-}
-
-/// The volume's place is in the text: an errno's words alone help nobody.
-fn fs_error(filesystem: &FileSystem, error: &FsError) -> MountError {
-    filesystems::fs_error(filesystem.bucket().location(), error)
 }
 
 /// Runs what may block in the kernel where it holds up no task.

@@ -2,6 +2,8 @@
 //!
 //! Needs root and /dev/fuse, and a kernel of 6.9 or later, which sends again what was not answered.
 
+mod unmounted;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -21,7 +21,7 @@ use crate::plugin::bucket::MountError;
 use crate::store::{Bucket, StoreError};
 
 /// How often a file system that nobody uses is asked whether all of it is in the bucket.
-const PENDING_POLL: Duration = Duration::from_millis(250);
+pub(super) const PENDING_POLL: Duration = Duration::from_millis(250);
 
 /// What two volumes have to have in common to be the same files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

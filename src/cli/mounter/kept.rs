@@ -3,12 +3,16 @@
 //! It is stored with the keeper once a mount is ready, by names that the next process finds again: before that, a crash
 //! is a mount that failed.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::filesystems::{Lease, filed_under};
+use parking_lot::Mutex;
+
+use super::filesystems::{Lease, PENDING_POLL, filed_under};
 use crate::cli::worker::Worker;
+use crate::fs::FileSystem;
 use crate::fs::fuse::connection::LeftConnection;
 use crate::fs::fuse::{Connection, FuseDevice, Served, Session};
 use crate::fs::{Formats, check_format};
@@ -20,7 +24,15 @@ const FILES: &str = "files-";
 
 /// What this process and those before have stored with the keeper.
 #[derive(Debug)]
-pub(super) struct Kept(Arc<Worker>);
+pub(super) struct Kept {
+    worker: Arc<Worker>,
+    /// The connections that an earlier process has served, by their labels, but for those that were taken.
+    orphans: Mutex<BTreeMap<String, FuseDevice>>,
+    /// The labels of those that have ended since.
+    ended: Vec<String>,
+    /// Of a daemon's volumes, which come and go; else of the one mount that the process is for.
+    is_of_volumes: bool,
+}
 
 /// A connection that an earlier process has served.
 #[derive(Debug)]
@@ -31,8 +43,42 @@ pub(super) struct Orphaned {
 }
 
 impl Kept {
-    pub(super) fn new(worker: Arc<Worker>) -> Self {
-        Self(worker)
+    /// What a daemon has.
+    pub(super) fn of_volumes(worker: Arc<Worker>) -> Self {
+        Self::of(worker, true)
+    }
+
+    /// What a process has that is for one mount.
+    pub(super) fn of_one_mount(worker: Arc<Worker>) -> Self {
+        Self::of(worker, false)
+    }
+
+    fn of(worker: Arc<Worker>, is_of_volumes: bool) -> Self {
+        let labels = of_kind(&worker, DEVICE);
+        let device = |label: String| {
+            let device = worker.take(&format!("{DEVICE}{label}")).pop()?;
+            Some((label, FuseDevice::from(device)))
+        };
+        let devices = labels.into_iter().filter_map(device);
+        let (orphans, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            devices.partition(|(_, device)| device.is_connected());
+        let kept = Self {
+            orphans: Mutex::new(orphans),
+            ended: ended.into_keys().collect(),
+            is_of_volumes,
+            worker,
+        };
+        for label in &kept.ended {
+            tracing::info!(label, "unmounted while there was no process to serve it");
+        }
+        if kept.orphans.lock().is_empty() {
+            // The kernel knows of no file any more.
+            for label in of_kind(&kept.worker, FILES) {
+                drop(kept.take_files(&label));
+                kept.forget_files(&label);
+            }
+        }
+        kept
     }
 
     /// What a volume's descriptors are called: a name of its own may be longer than is allowed.
@@ -40,23 +86,27 @@ impl Kept {
         filed_under("volume-", &[volume.as_bytes()])
     }
 
-    /// The labels of the connections that an earlier process has served, but for those that were taken.
+    /// The labels of the connections that an earlier process has served, but for those that were taken or have ended.
     pub(super) fn labels(&self) -> Vec<String> {
-        let names = self.0.names().into_iter();
-        let labels = names.filter_map(|name| Some(name.strip_prefix(DEVICE)?.to_owned()));
-        labels.collect()
+        self.orphans.lock().keys().cloned().collect()
+    }
+
+    /// The labels of the connections that have ended while nobody served them. They are kept until they are forgotten.
+    pub(super) fn ended(&self) -> &[String] {
+        &self.ended
     }
 
     /// Takes the connection of this label, if there is one that can be gone on with.
     pub(super) fn take(&self, label: &str) -> Option<Orphaned> {
-        let device = self.take_one(DEVICE, label)?;
-        let memory = self.take_one(CONNECTION, label);
-        let was_killed = self.0.keeper().predecessor_was_killed();
-        let formats = self.0.formats();
-        let reopened = memory.map(|memory| Connection::reopen(memory, formats, was_killed))?;
+        let device = self.orphans.lock().remove(label)?;
+        let was_killed = self.worker.keeper().predecessor_was_killed();
+        let reopened = match self.take_one(CONNECTION, label) {
+            Some(memory) => Connection::reopen(memory, self.formats(), was_killed),
+            None => Err(io::Error::other("nothing is known of its connection")),
+        };
         match reopened {
             Ok((connection, left)) => Some(Orphaned {
-                device: device.into(),
+                device,
                 connection,
                 left,
             }),
@@ -74,7 +124,7 @@ impl Kept {
     }
 
     fn take_one(&self, kind: &str, label: &str) -> Option<OwnedFd> {
-        self.0.take(&format!("{kind}{label}")).pop()
+        self.worker.take(&format!("{kind}{label}")).pop()
     }
 
     /// From now on the next process can go on with a session.
@@ -96,25 +146,39 @@ impl Kept {
     /// This process serves the session, and will hand it over.
     pub(super) fn serve(&self, session: &Session, connection: &Arc<Connection>, lease: &Lease) {
         let served = Served::new(session, connection, lease.filesystem());
-        self.0.serve(served, session.end());
+        self.worker.serve(served, session.end());
     }
 
     /// The formats of what this process leaves.
     pub(super) fn formats(&self) -> Formats {
-        self.0.formats()
+        self.worker.formats()
     }
 
     /// Fails if there is anything of another release that this one cannot read: then nothing is taken, and the one that
     /// can goes on with it.
     pub(super) fn check_formats(&self) -> io::Result<()> {
         let is_table = |name: &String| name.starts_with(CONNECTION) || name.starts_with(FILES);
-        let mut names = self.0.names().into_iter().filter(is_table);
+        let mut names = self.worker.names().into_iter().filter(is_table);
         names.try_for_each(|name| {
-            self.0.check(&name, |memory| {
+            self.worker.check(&name, |memory| {
                 let checked = check_format(memory, self.formats());
                 checked.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))
             })
         })
+    }
+
+    /// Whether it is a daemon's.
+    pub(super) fn is_of_volumes(&self) -> bool {
+        self.is_of_volumes
+    }
+
+    /// The one mount that the process is for has ended: that is forgotten only when all of it is in the bucket. A process
+    /// that has to go on with that must not mount anew.
+    pub(super) async fn forget_settled(&self, label: &str, filesystem: &FileSystem) {
+        while filesystem.has_pending() {
+            tokio::time::sleep(PENDING_POLL).await;
+        }
+        self.forget(label);
     }
 
     /// The session of this label has ended.
@@ -132,13 +196,20 @@ impl Kept {
     fn store(&self, kind: &str, label: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         let name = format!("{kind}{label}");
         // One descriptor by each name, whoever stored one before.
-        self.0.keeper().forget(&name)?;
-        self.0.keeper().store(&name, &[fd])
+        self.worker.keeper().forget(&name)?;
+        self.worker.keeper().store(&name, &[fd])
     }
 
     fn forget_one(&self, kind: &str, label: &str) {
-        if let Err(error) = self.0.keeper().forget(&format!("{kind}{label}")) {
+        if let Err(error) = self.worker.keeper().forget(&format!("{kind}{label}")) {
             tracing::warn!(label, %error, "the keeper goes on keeping what is no more");
         }
     }
+}
+
+/// The labels of what an earlier process has stored of this kind, and nobody has taken.
+fn of_kind(worker: &Worker, kind: &str) -> Vec<String> {
+    let names = worker.names().into_iter();
+    let labels = names.filter_map(|name| Some(name.strip_prefix(kind)?.to_owned()));
+    labels.collect()
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getegid, geteuid};
 
 use super::fusermount;
@@ -111,6 +112,15 @@ impl FuseDevice {
     pub fn open() -> Result<Self, AttachError> {
         let file = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         Ok(Self(file.map_err(AttachError::Device)?.into()))
+    }
+
+    /// Whether the kernel still has the connection. It lets go of one that is mounted nowhere and that nobody has open.
+    pub fn is_connected(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        // An error is reported whether it is asked for or not.
+        let _ = poll(&mut fds, PollTimeout::ZERO);
+        let seen = fds[0].revents().unwrap_or(PollFlags::empty());
+        !seen.contains(PollFlags::POLLERR)
     }
 
     /// A second descriptor of the same connection, for whoever keeps it through a restart.

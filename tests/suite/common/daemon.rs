@@ -64,6 +64,13 @@ impl<'a> Daemon<'a> {
         self.namespace.kill_children(&self.process);
     }
 
+    /// Likewise, and unmounts this before the next one is started.
+    pub(crate) fn kill_worker_and_unmount(&self, mountpoint: &str) {
+        let then = r#"umount --no-canonicalize --lazy "$1""#;
+        self.namespace
+            .kill_children_and(&self.process, then, mountpoint);
+    }
+
     /// Ends the process by this signal and waits until it is gone.
     pub(crate) fn stop(&self, signal: &str) {
         self.namespace.signal(&self.process, signal);

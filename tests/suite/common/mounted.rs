@@ -10,7 +10,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 
-use super::process::{bounded, children, end, kill_all, output, read_until, succeed, wait_for};
+use super::process::{
+    bounded, children, end, kill_all, output, read_until, send, succeed, wait_for,
+};
 use super::s3::{Account, scratch};
 
 /// Debian's `nobody`: a user with no rights of its own.
@@ -132,6 +134,15 @@ impl Mounted {
         for worker in workers {
             kill(worker, Signal::SIGKILL).expect("a signal");
         }
+    }
+
+    /// SIGKILL for the worker; then `done` is called, and only then there may be another worker.
+    pub(crate) fn without_worker(&self, done: impl FnOnce(&Path)) {
+        let keeper = self.process.as_ref().expect("it is mounted");
+        send(keeper, Signal::SIGSTOP);
+        self.kill_worker();
+        done(&self.path(""));
+        send(keeper, Signal::SIGCONT);
     }
 
     /// Clears the dead mount away and mounts again on the state that the killed program left.

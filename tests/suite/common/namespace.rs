@@ -136,6 +136,15 @@ impl Namespace {
         succeed(self.command(30, "sh").args(["-c", script, &daemon.pid]));
     }
 
+    /// Likewise; and then at once, before there are others, what the shell is told with `argument` as `$1`.
+    pub(crate) fn kill_children_and(&self, daemon: &Inside, then: &str, argument: &str) {
+        let script = format!(r#"kill -s KILL $(cat "/proc/$0/task/$0/children"); {then}"#);
+        succeed(
+            self.command(30, "sh")
+                .args(["-ec", &script, &daemon.pid, argument]),
+        );
+    }
+
     /// Whether the daemon runs; a zombie does not.
     pub(crate) fn is_running(&self, daemon: &Inside) -> bool {
         let stat = format!("/proc/{}/root/proc/{}/stat", self.init, daemon.pid);

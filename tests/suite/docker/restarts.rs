@@ -130,3 +130,28 @@ fn containers_do_not_notice_that_the_worker_is_killed_and_replaced() {
     let stored = s3.account().get("log").expect("it is in the bucket");
     assert_eq!(String::from_utf8_lossy(&stored).trim_end(), log);
 }
+
+/// What the daemon's own mount point shows is nobody's matter but ours.
+#[test]
+fn a_volume_that_is_unmounted_while_there_is_no_worker_is_mounted_anew_by_the_next_container() {
+    let (s3, engine) = (LocalS3::start(), Dockerd::start());
+    let daemon = Daemon::start(&engine, s3.account());
+    let mut options = s3.account().options();
+    options.push("upload_delay=30s".to_owned());
+    engine.create_volume("bucketvol", "vol", &options);
+    let answer = daemon.call("VolumeDriver.Mount", r#"{"Name":"vol","ID":"1"}"#);
+    assert!(answer.contains(r#""Err":"""#), "{answer}");
+    let place = engine.docker(&["volume", "inspect", "--format", "{{.Mountpoint}}", "vol"]);
+    let mut write = engine.namespace().command(30, "sh");
+    succeed(write.args(["-ec", "echo before >$0/file", &place]));
+    daemon.kill_worker_and_unmount(&place);
+    // Not before somebody wants it again, and what was written is not lost meanwhile.
+    s3.account().becomes("file", Some(b"before\n"));
+    assert_eq!(engine.namespace().fuse_mounts(), 0, "{}", daemon.log());
+    let status = ["volume", "inspect", "--format", "{{.Status.state}}", "vol"];
+    assert_eq!(engine.docker(&status), "not mounted");
+    assert_eq!(engine.run("vol", "0:0", "cat /data/file"), "before");
+    daemon.wait_until_unmounted();
+    let deaths = daemon.log().matches("by SIGKILL").count();
+    assert_eq!(deaths, 1, "{}", daemon.log());
+}
