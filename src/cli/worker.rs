@@ -39,22 +39,28 @@ pub(super) struct KeeperArgs {
     /// How long a worker has to serve until it counts as healthy [default: 1m]
     #[arg(long, hide = true, value_name = "TIME", env = "BUCKETVOL_TRIAL", value_parser = time)]
     trial: Option<Duration>,
+    /// How long a worker may say nothing until it is taken for one that hangs [default: 30s]
+    #[arg(long, hide = true, value_name = "TIME", env = "BUCKETVOL_WATCHDOG", value_parser = time)]
+    watchdog: Option<Duration>,
 }
 
 impl KeeperArgs {
     /// The same once more, for a process to be started.
     pub(super) fn to_arguments(&self) -> Vec<String> {
         let no_keeper = self.no_keeper.then(|| "--no-keeper".to_owned());
-        let trial = self
-            .trial
-            .map(|trial| format!("--trial={}", humantime::format_duration(trial)));
-        no_keeper.into_iter().chain(trial).collect()
+        let times = [("trial", self.trial), ("watchdog", self.watchdog)];
+        let times = times.into_iter().filter_map(|(name, time)| {
+            Some(format!("--{name}={}", humantime::format_duration(time?)))
+        });
+        no_keeper.into_iter().chain(times).collect()
     }
 
     fn settings(&self) -> keeper::Settings {
+        let settings = keeper::Settings::default();
         keeper::Settings {
             trial: self.trial(),
-            ..keeper::Settings::default()
+            watchdog: self.watchdog.unwrap_or(settings.watchdog),
+            ..settings
         }
     }
 

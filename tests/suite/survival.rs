@@ -2,6 +2,7 @@
 //!
 //! Needs root and /dev/fuse, and a kernel of 6.9 or later, which sends again what was not answered.
 
+mod hurt;
 mod unmounted;
 
 use std::fs::{self, File, OpenOptions};

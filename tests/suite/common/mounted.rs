@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::process::{
@@ -134,6 +135,16 @@ impl Mounted {
         for worker in workers {
             kill(worker, Signal::SIGKILL).expect("a signal");
         }
+    }
+
+    /// The keeper's pid.
+    pub(crate) fn keeper(&self) -> u32 {
+        self.process.as_ref().expect("it is mounted").id()
+    }
+
+    /// The worker, if there is one just now.
+    pub(crate) fn worker(&self) -> Option<Pid> {
+        children(self.keeper()).first().copied()
     }
 
     /// SIGKILL for the worker; then `done` is called, and only then there may be another worker.
@@ -306,6 +317,8 @@ impl Mounted {
             .env_remove("AWS_PROFILE")
             .env("AWS_ACCESS_KEY_ID", &self.account.access_key_id)
             .env("AWS_SECRET_ACCESS_KEY", &self.account.secret_access_key)
+            // A worker that hangs is found out soon.
+            .env("BUCKETVOL_WATCHDOG", "4s")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("LC_ALL", "C.UTF-8");
     }
