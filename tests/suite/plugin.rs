@@ -20,3 +20,6 @@ mod volumes;
 
 // Mount and Unmount: sessions, ids, hang-ups, stores that are away.
 mod sessions;
+
+// A daemon that goes on with the mounts of the one before.
+mod restarts;

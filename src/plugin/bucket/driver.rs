@@ -151,13 +151,8 @@ impl BucketDriver {
             if !self.context.mounter.is_left_behind(&volume.name).await {
                 return;
             }
-            // Nobody's id: the sweeper lets go of the session when the containers have.
-            let nobody = MountId("healing".to_owned());
-            match volume.mount(nobody.clone(), &Caller::patient()).await {
-                Ok(_) => volume.unmount(&nobody).await,
-                Err(error) => {
-                    tracing::error!(volume = %volume.name, "containers still look at a dead mount: {error}");
-                }
+            if let Err(error) = volume.take_up().await {
+                tracing::error!(volume = %volume.name, "containers still look at a dead mount: {error}");
             }
         }))
         .await;

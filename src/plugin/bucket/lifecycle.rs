@@ -37,6 +37,8 @@ pub struct Limits {
     pub retry: Duration,
     /// Between looks at a mount that may be detached soon; it grows eightfold while containers hold it.
     pub sweep: Duration,
+    /// How long a mount of an earlier process is waited for by whoever was answered by that, and has not come yet.
+    pub awaited: Duration,
 }
 
 impl Limits {
@@ -47,6 +49,9 @@ impl Limits {
         drain: Duration::from_secs(50),
         retry: Duration::from_millis(250),
         sweep: Duration::from_secs(2),
+        // Before it starts a container the engine mounts all its volumes, one after the other, and gives each of them two
+        // minutes. To wait longer than that costs next to nothing.
+        awaited: Duration::from_secs(600),
     };
 
     /// For a managed plugin: the engine waits 30 s.
@@ -90,6 +95,9 @@ pub(super) struct Volume {
     pub(super) notes: Mutex<Notes>,
     /// A task looks after the session until it can be detached.
     pub(super) sweeping: AtomicBool,
+    /// The ids of an earlier process are lost. A container whose Mount it has answered may not have started yet: until
+    /// then, or until a container is seen that has the session, it stays.
+    pub(super) awaited_until: Mutex<Option<Instant>>,
 }
 
 /// What there is to say to `docker volume inspect` that no mount knows.
@@ -135,6 +143,7 @@ impl Volume {
             state: Mutex::default(),
             notes: Mutex::new(notes),
             sweeping: AtomicBool::new(false),
+            awaited_until: Mutex::default(),
         })
     }
 
@@ -204,6 +213,16 @@ impl Volume {
         if idle {
             self.release().await;
         }
+    }
+
+    /// Goes on with what an earlier process has left, for nobody in particular: the sweeper lets go of it when the
+    /// containers have.
+    pub(super) async fn take_up(self: &Arc<Self>) -> Result<(), PluginError> {
+        let nobody = MountId("healing".to_owned());
+        self.mount(nobody.clone(), &Caller::patient()).await?;
+        *self.awaited_until.lock() = Some(Instant::now() + self.context.limits.awaited);
+        self.unmount(&nobody).await;
+        Ok(())
     }
 
     /// Ends the session whatever it takes, then runs `forget`, which removes the record. What is not in

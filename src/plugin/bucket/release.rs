@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::lifecycle::Volume;
 use super::volume::VolumeState;
@@ -55,7 +55,10 @@ impl Volume {
         let Some(mount) = self.state.lock().candidate().map(Arc::clone) else {
             return true;
         };
-        !self.is_held(&mount).await && self.drain(&mount).await && self.detach_idle(&mount).await
+        !self.is_held(&mount).await
+            && !self.is_awaited()
+            && self.drain(&mount).await
+            && self.detach_idle(&mount).await
     }
 
     /// Whether `mount` is nobody's matter any more: detached, or used again by a Mount that came first.
@@ -71,7 +74,13 @@ impl Volume {
         if !idle {
             return true;
         }
-        self.is_settled(mount).await && self.detach(Arc::clone(mount)).await
+        self.is_settled(mount).await && !self.is_awaited() && self.detach(Arc::clone(mount)).await
+    }
+
+    /// Whether a container may be about to start that an earlier process has answered.
+    fn is_awaited(&self) -> bool {
+        let until = *self.awaited_until.lock();
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Whether no container can write any more and nothing was written since the last drain. In this
@@ -113,7 +122,11 @@ impl Volume {
 
     /// A look that fails or takes too long counts as held: to keep a mount costs little.
     async fn is_held(&self, mount: &Arc<dyn Mount>) -> bool {
-        timeout(LOCAL, mount.is_held()).await.unwrap_or(true)
+        let is_held = timeout(LOCAL, mount.is_held()).await.unwrap_or(true);
+        if is_held {
+            *self.awaited_until.lock() = None;
+        }
+        is_held
     }
 
     pub(super) async fn drain(&self, mount: &Arc<dyn Mount>) -> bool {

@@ -155,3 +155,22 @@ fn a_volume_that_is_unmounted_while_there_is_no_worker_is_mounted_anew_by_the_ne
     let deaths = daemon.log().matches("by SIGKILL").count();
     assert_eq!(deaths, 1, "{}", daemon.log());
 }
+
+/// The engine has its answer, and what comes before the container's start may take long.
+#[test]
+fn a_mount_whose_container_has_not_started_stays_when_the_worker_is_killed() {
+    let (s3, engine) = (LocalS3::start(), Dockerd::start());
+    let daemon = Daemon::start(&engine, s3.account());
+    engine.create_volume("bucketvol", "vol", &s3.account().options());
+    let mount = r#"{"Name":"vol","ID":"1"}"#;
+    let answer = daemon.call("VolumeDriver.Mount", mount);
+    assert!(answer.contains(r#""Err":"""#), "{answer}");
+    daemon.kill_worker();
+    daemon.call("VolumeDriver.List", "{}");
+    // More than one look of the sweeper's.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(engine.namespace().fuse_mounts(), 1, "{}", daemon.log());
+    daemon.call("VolumeDriver.Unmount", mount);
+    engine.docker(&["volume", "rm", "vol"]);
+    daemon.wait_until_unmounted();
+}

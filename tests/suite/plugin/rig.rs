@@ -28,6 +28,7 @@ const LIMITS: Limits = Limits {
     drain: Duration::from_millis(300),
     retry: Duration::from_millis(10),
     sweep: Duration::from_millis(20),
+    awaited: Duration::from_millis(700),
 };
 
 /// A driver that is served, and what it stands on.

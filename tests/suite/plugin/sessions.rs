@@ -389,42 +389,6 @@ async fn a_mount_that_cannot_be_detached_is_never_mounted_over() {
 }
 
 #[tokio::test]
-async fn after_a_restart_the_first_mount_makes_a_session_of_its_own() {
-    let rig = Rig::new();
-    rig.created("v", "bucket=bbb").await;
-    rig.mounted("v", "1").await;
-    let rig = rig.restart().await;
-    rig.unmounted("v", "1").await;
-    rig.mounted("v", "1").await;
-    assert_eq!(rig.mounter.total.load(SeqCst), 1);
-}
-
-#[tokio::test]
-async fn a_start_mounts_what_a_dead_daemon_left_to_containers_until_they_let_go() {
-    let rig = Rig::new();
-    for name in ["left", "idle"] {
-        rig.created(name, &format!("bucket={name}")).await;
-    }
-    rig.mounter.left_behind.lock().insert("left".to_owned());
-    rig.mounter.switches.held.store(true, SeqCst);
-    rig.driver.heal().await;
-    assert_eq!(
-        rig.mounter.live.load(SeqCst),
-        1,
-        "only what was left behind"
-    );
-    rig.mounted("left", "1").await;
-    rig.unmounted("left", "1").await;
-    assert_eq!(
-        rig.mounter.total.load(SeqCst),
-        1,
-        "a Mount joins the session"
-    );
-    rig.mounter.switches.held.store(false, SeqCst);
-    eventually("the detach", || rig.mounter.live.load(SeqCst) == 0).await;
-}
-
-#[tokio::test]
 async fn a_shutdown_detaches_what_no_container_has_whatever_the_ids_say() {
     let rig = Rig::new();
     for name in ["a", "b"] {
