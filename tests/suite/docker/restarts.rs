@@ -91,6 +91,8 @@ fn containers_do_not_notice_that_the_worker_is_killed_and_replaced() {
         daemon.kill_worker();
         std::thread::sleep(Duration::from_millis(u64::from(700 + kill * 137 % 900)));
         if kill % KILLS_PER_RESTART == 0 {
+            // Whoever asks for a restart asks the worker who its keeper is.
+            engine.docker(&["volume", "inspect", "vol"]);
             let said = daemon.bucketvol(&["restart"]);
             assert!(said.contains("is replaced by"), "{said}");
         }
