@@ -1,13 +1,16 @@
 //! Attributes <-> user metadata: reads the dialects of s3fs, geesefs, rclone and gsutil, writes s3fs's.
 
 mod parse;
+mod xattr;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::xattr::Xattrs;
+
 use self::parse::{device, id, mode, time};
-use super::Metadata;
+use super::{Metadata, WriteId, s3};
 
 /// What an object's metadata say of the file it is. `None`: nothing is said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,6 +107,25 @@ impl Attributes {
         say("mtime", self.mtime.map(parse::spell_time));
         say("atime", self.atime.map(parse::spell_time));
         say("ctime", self.ctime.map(parse::spell_time));
+    }
+
+    /// Whether every store takes an object of these metadata, whatever its attributes come to be. S3 takes
+    /// the fewest bytes.
+    pub fn fit_beside(metadata: &Metadata) -> bool {
+        let time = Some(UNIX_EPOCH + Duration::new(parse::LAST_SECOND, 999_999_999));
+        let longest = Self {
+            kind: Some(FileKind::Socket),
+            mode: Some(0o7777),
+            uid: Some(u32::MAX),
+            gid: Some(u32::MAX),
+            rdev: Some(u32::MAX),
+            mtime: time,
+            atime: time,
+            ctime: time,
+        };
+        let mut metadata = metadata.clone();
+        longest.write_to(&mut metadata);
+        s3::user_metadata_fit(&WriteId::longest().mark(metadata))
     }
 
     /// The target of a symbolic link whose writer put it beside the body and not into it.

@@ -17,7 +17,7 @@ mod s3;
 pub(crate) use bucket::COPY_AT_ONCE;
 pub use bucket::{Bucket, WriteId};
 pub use counts::RequestCounts;
-pub use dialect::{Attributes, FileKind};
+pub use dialect::{Attributes, FileKind, Xattrs};
 pub use error::StoreError;
 pub use keys::Key;
 pub use memory::MemoryStore;

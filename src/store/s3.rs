@@ -33,6 +33,7 @@ use self::client::Trust;
 use self::conditions::Conditions;
 use self::endpoint::{Endpoint, is_addressable};
 use self::failure::{Asked, Failure, WRITE};
+pub(super) use self::headers::user_metadata_fit;
 use self::request::{Call, Failed, Requester};
 use self::xml::Element;
 use super::counts::{Counters, Verb};

@@ -33,6 +33,11 @@ impl WriteId {
         Self(format!("{write}.{}", attempt + 1))
     }
 
+    /// A mark than which no other is longer.
+    pub(in crate::store) fn longest() -> Self {
+        Self(format!("{}.{}", Uuid::max().simple(), u64::MAX))
+    }
+
     /// Whether both are attempts at the same write.
     pub fn is_of_the_write_of(&self, other: &Self) -> bool {
         self.split().0 == other.split().0

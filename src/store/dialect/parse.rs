@@ -7,7 +7,7 @@ use super::FileKind;
 const TYPE: u32 = 0o170_000;
 
 /// The last second of the year 9999. Beyond it are milliseconds and other misunderstandings.
-const LAST_SECOND: u64 = 253_402_300_799;
+pub(super) const LAST_SECOND: u64 = 253_402_300_799;
 
 /// A mode: the kind of file, if it says one, and the permissions.
 ///

@@ -216,7 +216,23 @@ prop_compose! {
     }
 }
 
+/// Metadata of somebody else's, so many bytes of it.
+fn foreign(bytes: usize) -> Metadata {
+    metadata(&[("foreign", &"x".repeat(bytes))])
+}
+
 proptest! {
+    #[test]
+    fn what_fits_beside_attributes_fits_whatever_they_are(attributes in any_attributes(), attempts in 0..3) {
+        let most = (0..2048).rev().find(|bytes| Attributes::fit_beside(&foreign(*bytes)));
+        // What is kept for ours is a small part of the whole.
+        prop_assert!(most >= Some(1600), "{most:?}");
+        let mut metadata = foreign(most.unwrap());
+        attributes.write_to(&mut metadata);
+        let write = (0..attempts).fold(WriteId::new(), |write, _| write.again());
+        prop_assert!(s3::user_metadata_fit(&write.mark(metadata)));
+    }
+
     #[test]
     fn what_is_written_is_read_back(attributes in any_attributes()) {
         let mut map = Metadata::default();

@@ -13,6 +13,9 @@ use crate::store::Metadata;
 
 const USER: &str = "x-amz-meta-";
 
+/// Bytes of user metadata that an object can have.
+const USER_BYTES_MAX: usize = 2048;
+
 /// The system headers a rewrite has to send again.
 const SYSTEM: [&str; 6] = [
     "content-type",
@@ -42,6 +45,12 @@ pub(super) fn write(metadata: &Metadata, headers: &mut HeaderMap) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// Whether an object can have so much user metadata. Not every server counts what stands before their names: we do.
+pub(in crate::store) fn user_metadata_fit(metadata: &Metadata) -> bool {
+    let bytes = |(name, value): (&String, &String)| USER.len() + name.len() + encode(value).len();
+    metadata.user.iter().map(bytes).sum::<usize>() <= USER_BYTES_MAX
 }
 
 /// The metadata in an answer's headers.
