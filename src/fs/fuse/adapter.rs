@@ -9,33 +9,25 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
-    Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request,
+    TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
 use super::connection::{Connection, LeftConnection};
-use super::convert::{caller, file_attr, file_type, is_writable, kind_of, open_flags};
+use super::convert::{caller, is_writable, kind_of};
 use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty, is_resent};
+use super::reply::{Replies, answer_statfs};
 use crate::clock::Clock;
-use crate::fs::{
-    Attr, Caller, DirEntry, Entry, FileSystem, FsError, IfExists, NAME_MAX, RenameMode, SetAttr,
-};
-use crate::store::FileKind;
+use crate::fs::{Entry, FileSystem, FsError, IfExists, RenameMode, SetAttr};
 
 /// Bytes of the largest write, as the kernel clamps it.
 const MAX_WRITE: u32 = 1024 * 1024;
 
 /// Requests of readahead that the kernel keeps in flight.
 const MAX_BACKGROUND: u16 = 64;
-
-/// Block size of statfs, in bytes.
-const STATFS_BLOCK: u32 = 4096;
-
-/// What df shows where a store has no size: 16 EiB, less what would overflow a byte count.
-const STATFS_BLOCKS: u64 = u64::MAX / STATFS_BLOCK as u64;
 
 /// One connection of the kernel to a volume.
 #[derive(Debug)]
@@ -44,6 +36,7 @@ pub struct FuseAdapter {
     dispatch: Dispatch,
     clock: Arc<dyn Clock>,
     known: Arc<Known>,
+    replies: Replies,
 }
 
 impl FuseAdapter {
@@ -69,9 +62,11 @@ impl FuseAdapter {
         lookups: Vec<(u64, u64)>,
     ) -> Self {
         fs.connect();
+        let known = Known::new(Arc::clone(&fs), Arc::clone(&connection), lookups);
         Self {
             clock: fs.clock(),
-            known: Known::new(Arc::clone(&fs), Arc::clone(&connection), lookups),
+            replies: Replies::new(Arc::clone(&fs), Arc::clone(&known)),
+            known,
             dispatch: Dispatch::new(runtime, connection),
             fs,
         }
@@ -81,18 +76,8 @@ impl FuseAdapter {
     fn answer_entry(
         &self,
     ) -> impl FnOnce(ReplyEntry, Result<Entry, Errno>) + Send + 'static + use<> {
-        let known = Arc::clone(&self.known);
-        move |reply, done| match done {
-            Ok(entry) => {
-                known.add(entry.ino);
-                reply.entry(
-                    &entry.ttl,
-                    &file_attr(entry.ino, &entry.attr),
-                    Generation(0),
-                );
-            }
-            Err(errno) => reply.error(errno),
-        }
+        let replies = self.replies.clone();
+        move |reply, done| replies.entry(reply, done)
     }
 
     /// What an earlier process has made by this name.
@@ -138,31 +123,12 @@ impl Filesystem for FuseAdapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        let known = Arc::clone(&self.known);
-        let ttl = self.fs.kernel_ttl();
+        let replies = self.replies.clone();
         self.dispatch.ask(
             request,
             async move { fs.lookup(parent.0, &name).await },
             reply,
-            move |reply, done| {
-                match done {
-                    Ok(entry) => {
-                        known.add(entry.ino);
-                        reply.entry(
-                            &entry.ttl,
-                            &file_attr(entry.ino, &entry.attr),
-                            Generation(0),
-                        );
-                    }
-                    // Number 0: the kernel may believe for as long that there is no such name.
-                    Err(errno) if errno.code() == Errno::ENOENT.code() => {
-                        let nobody = Caller { uid: 0, gid: 0 };
-                        let none = Attr::new(FileKind::File, 0, nobody, SystemTime::UNIX_EPOCH);
-                        reply.entry(&ttl, &file_attr(0, &none), Generation(0));
-                    }
-                    Err(errno) => reply.error(errno),
-                }
-            },
+            move |reply, done| replies.entry_or_none(reply, done),
         );
     }
 
@@ -352,18 +318,12 @@ impl Filesystem for FuseAdapter {
         // A request that comes again has emptied the file already, and others may have written since.
         let is_emptied = is_resent(request) && fs.was_done(self.dispatch.id(request));
         let truncate = flags.0 & nix::libc::O_TRUNC != 0 && !is_emptied;
-        let (opened, is_shared) = (Arc::clone(&self.fs), self.fs.is_shared());
+        let replies = self.replies.clone();
         self.dispatch.ask(
             request,
             async move { fs.open_file(ino.0, writable, truncate).await },
             reply,
-            move |reply, done| match done {
-                Ok(fh) => {
-                    let is_new = is_shared || opened.had_unknown_pages(ino.0);
-                    reply.opened(FileHandle(fh), open_flags(writable, is_new));
-                }
-                Err(errno) => reply.error(errno),
-            },
+            move |reply, done| replies.opened(reply, ino.0, writable, done),
         );
     }
 
@@ -379,8 +339,7 @@ impl Filesystem for FuseAdapter {
     ) {
         let (fs, name, caller) = (Arc::clone(&self.fs), name.to_owned(), caller(request));
         let (again, again_name) = (Arc::clone(&self.fs), name.clone());
-        let known = Arc::clone(&self.known);
-        let (opened, is_shared) = (Arc::clone(&self.fs), self.fs.is_shared());
+        let replies = self.replies.clone();
         let if_exists = if flags & nix::libc::O_EXCL != 0 {
             IfExists::Fail
         } else if flags & nix::libc::O_TRUNC != 0 {
@@ -394,16 +353,7 @@ impl Filesystem for FuseAdapter {
             async move { fs.create(parent.0, &name, mode, caller, if_exists).await },
             async move { again.create_again(parent.0, &again_name).await },
             reply,
-            move |reply, done| match done {
-                Ok((entry, fh)) => {
-                    known.add(entry.ino);
-                    let attr = file_attr(entry.ino, &entry.attr);
-                    let is_new = is_shared || opened.had_unknown_pages(entry.ino);
-                    let flags = open_flags(true, is_new);
-                    reply.created(&entry.ttl, &attr, Generation(0), FileHandle(fh), flags);
-                }
-                Err(errno) => reply.error(errno),
-            },
+            move |reply, done| replies.created(reply, done),
         );
     }
 
@@ -530,28 +480,12 @@ impl Filesystem for FuseAdapter {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let (fs, reading) = (Arc::clone(&self.fs), Arc::clone(&self.fs));
+        let (fs, replies) = (Arc::clone(&self.fs), self.replies.clone());
         self.dispatch.ask(
             request,
             async move { fs.readdir(fh.0, offset).await },
             reply,
-            move |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
-                Ok(entries) => {
-                    let mut last = None;
-                    for entry in &entries {
-                        let kind = file_type(entry.attr.kind);
-                        if reply.add(INodeNo(entry.ino), entry.next, kind, &*entry.name) {
-                            break;
-                        }
-                        last = Some(entry);
-                    }
-                    if let Some(last) = last {
-                        reading.keep_place(fh.0, last);
-                    }
-                    reply.ok();
-                }
-                Err(errno) => reply.error(errno),
-            },
+            move |reply, done| replies.listing(reply, fh.0, done),
         );
     }
 
@@ -563,43 +497,12 @@ impl Filesystem for FuseAdapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let (fs, reading) = (Arc::clone(&self.fs), Arc::clone(&self.fs));
-        let known = Arc::clone(&self.known);
-        let ttl = self.fs.kernel_ttl();
+        let (fs, replies) = (Arc::clone(&self.fs), self.replies.clone());
         self.dispatch.ask(
             request,
             async move { fs.readdir(fh.0, offset).await },
             reply,
-            move |mut reply, done: Result<Vec<DirEntry>, Errno>| match done {
-                Ok(entries) => {
-                    let mut last = None;
-                    for entry in &entries {
-                        let attr = file_attr(entry.ino, &entry.attr);
-                        let ino = INodeNo(entry.ino);
-                        // The kernel takes every entry but the dots for a lookup: told before it can
-                        // forget, untold if there was no room.
-                        let is_dot = matches!(&*entry.name, "." | "..");
-                        let told = !is_dot && known.remember(entry.ino);
-                        if !is_dot && !told {
-                            continue;
-                        }
-                        let full =
-                            reply.add(ino, entry.next, &*entry.name, &ttl, &attr, Generation(0));
-                        if told && full {
-                            known.forget(entry.ino, 1);
-                        }
-                        if full {
-                            break;
-                        }
-                        last = Some(entry);
-                    }
-                    if let Some(last) = last {
-                        reading.keep_place(fh.0, last);
-                    }
-                    reply.ok();
-                }
-                Err(errno) => reply.error(errno),
-            },
+            move |reply, done| replies.listing_plus(reply, fh.0, done),
         );
     }
 
@@ -634,18 +537,7 @@ impl Filesystem for FuseAdapter {
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let name_max = u32::try_from(NAME_MAX).expect("255");
-        let (blocks, files) = (STATFS_BLOCKS, u64::from(u32::MAX));
-        reply.statfs(
-            blocks,
-            blocks,
-            blocks,
-            files,
-            files,
-            STATFS_BLOCK,
-            name_max,
-            STATFS_BLOCK,
-        );
+        answer_statfs(reply);
         self.dispatch.answered();
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel's edge: the only place that names fuser.
 //!
-//! - [`adapter`] turns the kernel's requests into calls of the core; `dispatch` runs them, `convert` and
-//!   `errno` translate;
+//! - [`adapter`] turns the kernel's requests into calls of the core; `dispatch` runs them, `convert`, `errno`
+//!   and `reply` translate;
 //! - [`mount`] and [`fusermount`] attach a FUSE device to a directory and take it off again;
 //! - [`handshake`] is the first request of a connection, which every later process has to know;
 //! - [`connection`] is what a later process has to know beyond that;
@@ -22,6 +22,7 @@ pub mod handshake;
 pub mod mount;
 pub mod mountinfo;
 pub mod namespaces;
+mod reply;
 pub mod session;
 
 pub use adapter::FuseAdapter;

@@ -1,0 +1,162 @@
+//! What the core has answered, as replies to the kernel.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fuser::{
+    Errno, FileHandle, Generation, INodeNo, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEntry, ReplyOpen, ReplyStatfs,
+};
+
+use super::convert::{file_attr, file_type, open_flags};
+use super::dispatch::Known;
+use crate::fs::{Attr, Caller, DirEntry, Entry, FileSystem, NAME_MAX};
+use crate::store::FileKind;
+
+/// Block size of statfs, in bytes.
+const STATFS_BLOCK: u32 = 4096;
+
+/// What df shows where a store has no size: 16 EiB, less what would overflow a byte count.
+const STATFS_BLOCKS: u64 = u64::MAX / STATFS_BLOCK as u64;
+
+/// Replies that tell the kernel of inodes: what it was told of is remembered.
+#[derive(Debug, Clone)]
+pub(super) struct Replies {
+    fs: Arc<FileSystem>,
+    known: Arc<Known>,
+}
+
+impl Replies {
+    pub(super) fn new(fs: Arc<FileSystem>, known: Arc<Known>) -> Self {
+        Self { fs, known }
+    }
+
+    pub(super) fn entry(&self, reply: ReplyEntry, done: Result<Entry, Errno>) {
+        match done {
+            Ok(entry) => {
+                self.known.add(entry.ino);
+                let attr = file_attr(entry.ino, &entry.attr);
+                reply.entry(&entry.ttl, &attr, Generation(0));
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Likewise, of a name that need not be there.
+    pub(super) fn entry_or_none(&self, reply: ReplyEntry, done: Result<Entry, Errno>) {
+        match done {
+            // Number 0: the kernel may believe for as long that there is no such name.
+            Err(errno) if errno.code() == Errno::ENOENT.code() => {
+                let nobody = Caller { uid: 0, gid: 0 };
+                let none = Attr::new(FileKind::File, 0, nobody, SystemTime::UNIX_EPOCH);
+                reply.entry(&self.fs.kernel_ttl(), &file_attr(0, &none), Generation(0));
+            }
+            done => self.entry(reply, done),
+        }
+    }
+
+    pub(super) fn opened(
+        &self,
+        reply: ReplyOpen,
+        ino: u64,
+        writable: bool,
+        done: Result<u64, Errno>,
+    ) {
+        match done {
+            Ok(fh) => reply.opened(FileHandle(fh), open_flags(writable, self.is_new(ino))),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn created(&self, reply: ReplyCreate, done: Result<(Entry, u64), Errno>) {
+        match done {
+            Ok((entry, fh)) => {
+                self.known.add(entry.ino);
+                let attr = file_attr(entry.ino, &entry.attr);
+                let flags = open_flags(true, self.is_new(entry.ino));
+                reply.created(&entry.ttl, &attr, Generation(0), FileHandle(fh), flags);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Whether the kernel may have pages of an inode that are not its.
+    fn is_new(&self, ino: u64) -> bool {
+        self.fs.is_shared() || self.fs.had_unknown_pages(ino)
+    }
+
+    pub(super) fn listing(
+        &self,
+        mut reply: ReplyDirectory,
+        fh: u64,
+        done: Result<Vec<DirEntry>, Errno>,
+    ) {
+        let entries = match done {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        let full = entries.iter().position(|entry| {
+            let kind = file_type(entry.attr.kind);
+            reply.add(INodeNo(entry.ino), entry.next, kind, &*entry.name)
+        });
+        let shown = &entries[..full.unwrap_or(entries.len())];
+        if let Some(last) = shown.last() {
+            self.fs.keep_place(fh, last);
+        }
+        reply.ok();
+    }
+
+    /// Likewise, with attributes.
+    pub(super) fn listing_plus(
+        &self,
+        mut reply: ReplyDirectoryPlus,
+        fh: u64,
+        done: Result<Vec<DirEntry>, Errno>,
+    ) {
+        let entries = match done {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        let ttl = self.fs.kernel_ttl();
+        let mut last = None;
+        for entry in &entries {
+            let attr = file_attr(entry.ino, &entry.attr);
+            let ino = INodeNo(entry.ino);
+            // The kernel takes every entry but the dots for a lookup: told before it can forget, untold if there was
+            // no room.
+            let is_dot = matches!(&*entry.name, "." | "..");
+            let told = !is_dot && self.known.remember(entry.ino);
+            if !is_dot && !told {
+                continue;
+            }
+            let full = reply.add(ino, entry.next, &*entry.name, &ttl, &attr, Generation(0));
+            if told && full {
+                self.known.forget(entry.ino, 1);
+            }
+            if full {
+                break;
+            }
+            last = Some(entry);
+        }
+        if let Some(last) = last {
+            self.fs.keep_place(fh, last);
+        }
+        reply.ok();
+    }
+}
+
+/// A file system of which nobody knows how large it is.
+pub(super) fn answer_statfs(reply: ReplyStatfs) {
+    let name_max = u32::try_from(NAME_MAX).expect("255");
+    let (blocks, files) = (STATFS_BLOCKS, u64::from(u32::MAX));
+    reply.statfs(
+        blocks,
+        blocks,
+        blocks,
+        files,
+        files,
+        STATFS_BLOCK,
+        name_max,
+        STATFS_BLOCK,
+    );
+}
