@@ -1,6 +1,7 @@
 //! The file system's side of the journal: what is written down when.
 //!
 //! - `directory`: what is written down of directories;
+//! - `metadata`: and of metadata that programs change;
 //! - `restore`: how what was written down comes back;
 //! - `reopen`: and what the kernel knew of it;
 //! - `rewrite`: how it is kept short.
@@ -21,6 +22,7 @@ use super::tree::{ROOT, Tree};
 use crate::store::{Key, ObjectVersion};
 
 mod directory;
+mod metadata;
 mod reopen;
 mod restore;
 mod rewrite;

@@ -28,6 +28,15 @@ pub enum FsError {
     /// No such operation on this, or no such flag.
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
+    /// This is not done here.
+    #[error("not supported: {0}")]
+    Unsupported(&'static str),
+    /// No such extended attribute.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// An object cannot have so much metadata.
+    #[error("extended attributes and metadata would be more than an object can have")]
+    MetadataFull,
     /// The name cannot be part of a key.
     #[error(transparent)]
     Name(#[from] NameError),

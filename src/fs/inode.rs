@@ -274,10 +274,10 @@ impl InodeState {
         if let (Some(staged), Some(content)) = (&mut self.staged, &frozen.content) {
             staged.uploaded(content, remote.size);
         }
-        self.metadata.clone_from(&frozen.metadata);
         self.remote = Some(remote);
         self.failure = None;
         if self.is_as_in(frozen) {
+            self.metadata.clone_from(&frozen.metadata);
             self.unsent = Unsent::default();
             self.staged = None;
         }

@@ -42,5 +42,6 @@ pub use name::{NAME_MAX, NameError};
 pub use ops::create::IfExists;
 pub use ops::dir::DirEntry;
 pub use ops::rename::RenameMode;
+pub use ops::xattr::XattrMode;
 pub use request::RequestId;
 pub use status::{Change, Pending, Status};

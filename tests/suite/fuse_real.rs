@@ -43,6 +43,7 @@ against_every_server! {
     an_open_file_outlives_its_name,
     a_directory_moves_with_all_that_is_in_it,
     mode_owner_and_times_survive_a_remount,
+    extended_attributes_are_what_programs_expect,
     symlinks_are_kept_as_they_are,
     git_clones_into_it_and_fsck_finds_nothing,
     tar_cp_and_sha256sum_agree_before_and_after_a_remount,
@@ -200,6 +201,49 @@ fn mode_owner_and_times_survive_a_remount(account: &Account) {
     );
     let modified = fs::metadata(mounted.path("file")).expect("stat").mtime();
     assert!(modified > 1_000_000_000);
+}
+
+fn extended_attributes_are_what_programs_expect(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    mounted.sh("mkdir dir; echo x >file; ln -s file link; mkfifo pipe
+         setfattr -n user.a -v hello file; setfattr -n user.empty file
+         setfattr -n user.dir -v 1 dir; setfattr -n user.root -v 1 .
+         for name in trusted.a security.a; do ! setfattr -n $name -v 1 file; done
+         for path in link pipe; do ! setfattr -h -n user.a -v 1 $path; done
+         ! setfattr -n user.long -v $(head -c 3000 /dev/zero | tr '\\0' x) file
+         cp --preserve=xattr file copy; mv file moved; echo y >>moved; chmod 600 moved
+         setfattr -x user.empty moved; ! setfattr -x user.empty moved
+         tar --xattrs -cf \"$LOCAL/tree.tar\" moved dir; mkdir out; tar --xattrs -C out -xf \"$LOCAL/tree.tar\"");
+    let python = "python3 -c 'if True:
+        import errno, os
+        def fails(code, call, *arguments):
+            try: call(*arguments)
+            except OSError as error: assert error.errno == code, error
+            else: assert False, call
+        fails(errno.EEXIST, os.setxattr, \"moved\", \"user.a\", b\"\", os.XATTR_CREATE)
+        fails(errno.ENODATA, os.setxattr, \"moved\", \"user.b\", b\"\", os.XATTR_REPLACE)
+        fails(errno.ENODATA, os.getxattr, \"moved\", \"user.b\")
+        fails(errno.EOPNOTSUPP, os.getxattr, \"moved\", \"security.capability\")
+        import ctypes
+        libc, room = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(4)
+        get = lambda size: libc.getxattr(b\"moved\", b\"user.a\", room, size)
+        assert get(0) == 5 and get(4) == -1 and ctypes.get_errno() == errno.ERANGE'";
+    mounted.sh(python);
+    let list = "getfattr -d moved copy dir out/moved out/dir .";
+    let moved = "user.a=\"hello\"\n";
+    let expected = [
+        ("moved", moved),
+        ("copy", "user.a=\"hello\"\nuser.empty=\"\"\n"),
+        ("dir", "user.dir=\"1\"\n"),
+        ("out/moved", moved),
+        ("out/dir", "user.dir=\"1\"\n"),
+        (".", "user.root=\"1\"\n"),
+    ];
+    let expected = expected.map(|(path, list)| format!("# file: {path}\n{list}"));
+    for _ in 0..2 {
+        assert_eq!(mounted.sh(list).trim_end(), expected.join("\n").trim_end());
+        mounted.remount();
+    }
 }
 
 fn symlinks_are_kept_as_they_are(account: &Account) {

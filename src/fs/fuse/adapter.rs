@@ -11,17 +11,17 @@ use std::time::SystemTime;
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request,
-    TimeOrNow, WriteFlags,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
 use super::connection::{Connection, LeftConnection};
 use super::convert::{caller, is_writable, kind_of};
 use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty, is_resent};
-use super::reply::{Replies, answer_statfs};
+use super::reply::{Replies, answer_statfs, answer_xattr, name_list};
 use crate::clock::Clock;
-use crate::fs::{Entry, FileSystem, FsError, IfExists, RenameMode, SetAttr};
+use crate::fs::{Entry, FileSystem, FsError, IfExists, RenameMode, SetAttr, XattrMode};
 
 /// Bytes of the largest write, as the kernel clamps it.
 const MAX_WRITE: u32 = 1024 * 1024;
@@ -99,8 +99,7 @@ impl FuseAdapter {
 }
 
 /// Left out, so that the kernel does it itself or tells the program that it cannot be done: locks (kept by
-/// the kernel, for all containers of one mount), lseek, copy_file_range, fallocate, ioctl, poll, extended
-/// attributes, link.
+/// the kernel, for all containers of one mount), lseek, copy_file_range, fallocate, ioctl, poll, link.
 impl Filesystem for FuseAdapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Each by itself: of several, one that the kernel lacks would cost the others. What it lacks, we
@@ -539,5 +538,71 @@ impl Filesystem for FuseAdapter {
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         answer_statfs(reply);
         self.dispatch.answered();
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            0 => XattrMode::Set,
+            nix::libc::XATTR_CREATE => XattrMode::Create,
+            nix::libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (fs, name, value) = (Arc::clone(&self.fs), name.to_owned(), value.to_vec());
+        self.dispatch.make_once(
+            &self.fs,
+            request,
+            async move { fs.setxattr(ino.0, &name, &value, mode).await },
+            ready(Ok(())),
+            reply,
+            answer_empty,
+        );
+    }
+
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        self.dispatch.ask(
+            request,
+            async move { fs.getxattr(ino.0, &name).await },
+            reply,
+            move |reply, done| answer_xattr(reply, size, done),
+        );
+    }
+
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let fs = Arc::clone(&self.fs);
+        self.dispatch.ask(
+            request,
+            async move { Ok(name_list(&fs.listxattr(ino.0).await?)) },
+            reply,
+            move |reply, done| answer_xattr(reply, size, done),
+        );
+    }
+
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        self.dispatch.make_once(
+            &self.fs,
+            request,
+            async move { fs.removexattr(ino.0, &name).await },
+            ready(Ok(())),
+            reply,
+            answer_empty,
+        );
     }
 }

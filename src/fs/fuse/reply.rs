@@ -1,11 +1,13 @@
 //! What the core has answered, as replies to the kernel.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
     Errno, FileHandle, Generation, INodeNo, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
 };
 
 use super::convert::{file_attr, file_type, open_flags};
@@ -143,6 +145,28 @@ impl Replies {
         }
         reply.ok();
     }
+}
+
+/// Bytes of which the kernel takes `room`; 0: it asks how many there are.
+pub(super) fn answer_xattr(reply: ReplyXattr, room: u32, done: Result<Vec<u8>, Errno>) {
+    let bytes = match done {
+        Ok(bytes) => bytes,
+        Err(errno) => return reply.error(errno),
+    };
+    match u32::try_from(bytes.len()) {
+        Ok(len) if room == 0 => reply.size(len),
+        Ok(len) if len <= room => reply.data(&bytes),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+/// Names as listxattr(2) has them, each with a NUL behind it.
+pub(super) fn name_list(names: &[OsString]) -> Vec<u8> {
+    let names = names.iter();
+    names
+        .flat_map(|name| name.as_bytes().iter().chain(&[0]))
+        .copied()
+        .collect()
 }
 
 /// A file system of which nobody knows how large it is.

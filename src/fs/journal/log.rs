@@ -172,6 +172,11 @@ impl LogFile {
         Ok(())
     }
 
+    /// What its records are said in.
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
     /// Whether there is no record in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.end == HEADER as u64

@@ -172,6 +172,13 @@ impl Journal {
         inner.log.set_boot()
     }
 
+    /// What a record that is appended now has to be said in: the log may have been left in another format than it will
+    /// be written anew in.
+    pub(crate) fn format(&self) -> Format {
+        let inner = self.inner.lock();
+        inner.format.min(inner.log.format())
+    }
+
     /// Refuses what can wait when the disk is full: the room that is left is for what makes room, removals and the
     /// ends of uploads. The error says which disk.
     pub(crate) fn check_room(&self) -> io::Result<()> {

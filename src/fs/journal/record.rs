@@ -129,6 +129,12 @@ pub(crate) enum Record {
     WentBack { ino: u64, to: Option<u64> },
     /// What an upload in doubt has made, if anything, is gone, or known by another record.
     Resolved(Attempt),
+    /// An inode's metadata changed, and with them its time.
+    Metadata {
+        ino: u64,
+        attr: Attr,
+        metadata: Metadata,
+    },
 }
 
 impl Record {
@@ -141,6 +147,13 @@ impl Record {
                 key: attempt.key.clone(),
                 version: ObjectVersion::any(),
             }),
+            // Who changes metadata looks at the format first: this is never said.
+            Self::Metadata { ino, attr, .. } if format < Format::CURRENT => {
+                Cow::Owned(Self::Attributes {
+                    ino: *ino,
+                    attr: *attr,
+                })
+            }
             _ => Cow::Borrowed(self),
         }
     }

@@ -216,6 +216,15 @@ impl Replay {
                     inode.history.complete(content, attr.size, attr.mtime);
                 }
             }),
+            Record::Metadata {
+                ino,
+                attr,
+                metadata,
+            } => self.change(ino, |inode| {
+                inode.changed.attr = attr;
+                inode.changed.metadata = metadata;
+                inode.changed.unsent.attributes = true;
+            }),
             Record::Written {
                 ino,
                 extents,

@@ -9,3 +9,4 @@ pub(crate) mod remove;
 pub(crate) mod rename;
 mod salvage;
 pub(crate) mod sync;
+pub(crate) mod xattr;

@@ -71,11 +71,11 @@ impl FileSystem {
             return Ok(());
         }
         state.remote = Some(remote);
-        state.metadata = metadata;
         state.resolved = true;
         state.attempt = None;
         state.failure = None;
         if state.change == change {
+            state.metadata = metadata;
             state.unsent.content = false;
             state.unsent.attributes = false;
         }

@@ -1,6 +1,6 @@
 //! A [`FileSystem`] without a kernel, spoken to by paths.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::ops::Deref;
@@ -16,7 +16,7 @@ use bucketvol::config::options::{Durability, EndpointOptions, MinFree, Ownership
 use bucketvol::config::{Location, Scheme};
 use bucketvol::fs::{
     Attr, BlockCache, Caller, DirEntry, FileSystem, Formats, FsError, IfExists, RenameMode,
-    SetAttr, Settings, StagingBudget,
+    SetAttr, Settings, StagingBudget, XattrMode,
 };
 use bucketvol::store::{Bucket, FileKind, Key, ListEntry, ListRequest, Metadata, Precondition};
 use bytes::Bytes;
@@ -513,6 +513,43 @@ impl TestFs {
     pub(crate) async fn setattr(&self, path: &str, change: SetAttr) -> Result<Attr, FsError> {
         let ino = self.ino(path).await?;
         Ok(self.fs.setattr(ino, change).await?.0)
+    }
+
+    pub(crate) async fn setxattr(
+        &self,
+        path: &str,
+        name: &str,
+        value: &[u8],
+    ) -> Result<(), FsError> {
+        let ino = self.ino(path).await?;
+        self.setxattr_as(ino, OsStr::new(name), value, XattrMode::Set)
+            .await
+    }
+
+    pub(crate) async fn setxattr_as(
+        &self,
+        ino: u64,
+        name: &OsStr,
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<(), FsError> {
+        self.fs.setxattr(ino, name, value, mode).await
+    }
+
+    pub(crate) async fn removexattr(&self, path: &str, name: &str) -> Result<(), FsError> {
+        let ino = self.ino(path).await?;
+        self.fs.removexattr(ino, OsStr::new(name)).await
+    }
+
+    /// Every extended attribute, by its name.
+    pub(crate) async fn xattrs(&self, path: &str) -> Result<BTreeMap<String, Vec<u8>>, FsError> {
+        let ino = self.ino(path).await?;
+        let mut xattrs = BTreeMap::new();
+        for name in self.fs.listxattr(ino).await? {
+            let value = self.fs.getxattr(ino, &name).await?;
+            xattrs.insert(name.into_string().unwrap(), value);
+        }
+        Ok(xattrs)
     }
 
     pub(crate) async fn create(&self, path: &str) -> Result<OpenFile, FsError> {

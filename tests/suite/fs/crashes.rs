@@ -1,14 +1,15 @@
 //! Every process of the daemon is killed: what was written is there when the next one starts.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::config::options::{Durability, WriteOptions};
-use bucketvol::fs::{FsError, RenameMode, RequestId, SetAttr};
+use bucketvol::fs::{FsError, RenameMode, RequestId, SetAttr, XattrMode};
 use bucketvol::store::Bucket;
 
 use crate::common::fault_store::faulty_bucket;
-use crate::common::test_fs::{JOURNAL_HEADER, TestFs, Unsynced, pattern};
+use crate::common::test_fs::{JOURNAL_HEADER, ROOT, TestFs, Unsynced, pattern};
 
 on_each_store! {
     async fn what_was_written_survives_the_death_of_the_daemon(fs: TestFs) {
@@ -264,7 +265,7 @@ async fn a_request_is_done_and_known_to_be_or_was_never_heard_of() {
     for directory in ["full", "empty", "gone", "directory"] {
         fs.mkdir(directory).await.unwrap();
     }
-    for file in ["full/file", "a", "b", "c", "cut", "file"] {
+    for file in ["full/file", "a", "b", "c", "cut", "clean", "file"] {
         fs.write(file, file).await.unwrap();
     }
     fs.drained().await;
@@ -285,6 +286,22 @@ async fn a_request_is_done_and_known_to_be_or_was_never_heard_of() {
     id(7).scope(fs.setattr("cut", cut)).await.unwrap();
     let exchanged = fs.rename_as("file", "directory", exchange);
     id(8).scope(exchanged).await.unwrap();
+    let set = |ino, name, value| {
+        let fs = &fs;
+        async move {
+            let name = OsStr::new(name);
+            fs.setxattr_as(ino, name, value, XattrMode::Create).await
+        }
+    };
+    let (cut_ino, made) = (fs.ino("cut").await.unwrap(), fs.ino("made").await.unwrap());
+    let clean = fs.ino("clean").await.unwrap();
+    let attribute = "user.a";
+    id(10).scope(set(cut_ino, attribute, b"1")).await.unwrap();
+    id(11).scope(set(made, attribute, b"2")).await.unwrap();
+    id(12).scope(set(clean, attribute, b"3")).await.unwrap();
+    let removed = fs.removexattr("cut", attribute);
+    id(13).scope(removed).await.unwrap();
+    id(14).scope(set(ROOT, attribute, b"4")).await.unwrap();
     let failed = id(9).scope(fs.unlink("c")).await;
     assert!(matches!(failed, Err(FsError::NoEntry)));
 
@@ -308,13 +325,18 @@ async fn a_request_is_done_and_known_to_be_or_was_never_heard_of() {
         assert_eq!(fs.read("cut").await.unwrap().len() == 1, done(7), "{cut}");
         assert_eq!(is_there("file/"), done(8), "{cut}");
         assert_eq!(is_there("directory"), done(8), "{cut}");
+        let has = async |path| !fs.xattrs(path).await.unwrap().is_empty();
+        assert_eq!(has("cut").await, done(10) && !done(13), "{cut}");
+        assert_eq!(done(2) && has("made").await, done(11), "{cut}");
+        assert_eq!(has("clean").await, done(12), "{cut}");
+        assert_eq!(has("").await, done(14), "{cut}");
         assert!(!done(9), "it did nothing");
-        known = (1..=9).filter(|unique| done(*unique)).count();
+        known = (1..=14).filter(|unique| done(*unique)).count();
     }
-    assert_eq!(known, 8);
+    assert_eq!(known, 13);
     // Whoever dies before it has answered the kernel leaves it to the next one.
     let fs = fs.after_crash().await.after_crash().await;
-    assert!((1..=8).all(|unique| fs.was_done(id(unique))));
+    assert!((1..=14).all(|unique| fs.was_done(id(unique)) || unique == 9));
 }
 
 /// Killed between any two writes to its journal at the first change of a file: the next process finds a file that is

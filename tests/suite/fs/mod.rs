@@ -37,6 +37,8 @@ mod crashes;
 mod directories;
 // Modes, owners, times.
 mod attributes;
+// Extended attributes.
+mod xattrs;
 // unlink, rmdir, rename.
 mod moves;
 // What two hosts on one bucket see of each other.
