@@ -430,6 +430,11 @@ impl FileSystem {
         self.earlier_requests.lock().contains(request)
     }
 
+    /// How many bytes an earlier process has written for the request, if that is known.
+    pub(crate) fn written_earlier(&self, request: RequestId) -> Option<u64> {
+        self.earlier_requests.lock().written(request)
+    }
+
     /// The key that an inode's name spells now.
     pub(crate) fn key_of(&self, ino: u64) -> Result<Key, FsError> {
         self.tree.lock().key_of(ino).ok_or(FsError::NoEntry)

@@ -53,24 +53,36 @@ const RECENT_MAX: usize = 4096;
 
 /// The requests that were done last.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RecentRequests(VecDeque<RequestId>);
+pub(crate) struct RecentRequests(VecDeque<DoneRequest>);
+
+#[derive(Debug, Clone, Copy)]
+struct DoneRequest {
+    id: RequestId,
+    /// Bytes that its record says were written, if there still is one.
+    written: Option<u64>,
+}
 
 impl RecentRequests {
-    /// One more is done.
-    pub(crate) fn push(&mut self, request: RequestId) {
+    /// One more is done, which has written so many bytes, if that is known.
+    pub(crate) fn push(&mut self, id: RequestId, written: Option<u64>) {
         if self.0.len() == RECENT_MAX {
             self.0.pop_front();
         }
-        self.0.push_back(request);
+        self.0.push_back(DoneRequest { id, written });
     }
 
     pub(crate) fn contains(&self, request: RequestId) -> bool {
-        self.0.contains(&request)
+        self.0.iter().any(|done| done.id == request)
+    }
+
+    /// How many bytes the request has written, if that is known.
+    pub(crate) fn written(&self, request: RequestId) -> Option<u64> {
+        self.0.iter().find(|done| done.id == request)?.written
     }
 
     /// In the order in which they were done.
     pub(crate) fn to_vec(&self) -> Vec<RequestId> {
-        self.0.iter().copied().collect()
+        self.0.iter().map(|done| done.id).collect()
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use crate::common::mounted::{Mounted, NOBODY};
 use crate::common::process::{fail, succeed};
 use crate::common::s3::{Account, LocalS3};
+use crate::common::test_fs::pattern;
 
 /// Makes a test of each body for every server there is to run it against.
 macro_rules! against_every_server {
@@ -44,6 +45,7 @@ against_every_server! {
     a_directory_moves_with_all_that_is_in_it,
     mode_owner_and_times_survive_a_remount,
     extended_attributes_are_what_programs_expect,
+    files_are_copied_by_copy_file_range,
     symlinks_are_kept_as_they_are,
     git_clones_into_it_and_fsck_finds_nothing,
     tar_cp_and_sha256sum_agree_before_and_after_a_remount,
@@ -242,6 +244,45 @@ fn extended_attributes_are_what_programs_expect(account: &Account) {
     let expected = expected.map(|(path, list)| format!("# file: {path}\n{list}"));
     for _ in 0..2 {
         assert_eq!(mounted.sh(list).trim_end(), expected.join("\n").trim_end());
+        mounted.remount();
+    }
+}
+
+fn files_are_copied_by_copy_file_range(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    let bytes = pattern(5_000_003);
+    fs::write(mounted.path("from"), &bytes).expect("write");
+    // A source that has to be fetched.
+    mounted.remount();
+    fs::copy(mounted.path("from"), mounted.path("to")).expect("std copies by copy_file_range");
+    assert!(fs::read(mounted.path("to")).expect("read") == bytes);
+    let script = "import os
+def copies(*arguments): return os.copy_file_range(*arguments)
+a, b = os.open('from', os.O_RDONLY), os.open('to', os.O_RDWR)
+assert copies(a, b, 5000000, 0, 0) == 1 << 20
+assert copies(a, b, 10, 4999999, 2) == 4
+assert copies(a, b, 10, 5000003, 0) == 0
+assert copies(b, b, 100, 0, 1000) == 100
+assert copies(a, b, 3, 0, 5000010) == 3
+os.chmod('to', 0o4755)
+try: copies(a, a, 1, 0, 10)
+except OSError as error: assert error.errno == 9
+else: assert False";
+    let python = format!("python3 - <<'END'\n{script}\nEND");
+    mounted.sh(&python);
+    mounted.sh_as(0, "chmod 666 to; chmod u+s to");
+    let by_another = "import os; a, b = os.open('from', os.O_RDONLY), os.open('to', os.O_WRONLY)
+os.copy_file_range(a, b, 1)";
+    mounted.sh_as(NOBODY, &format!("python3 - <<'END'\n{by_another}\nEND"));
+    let mode = fs::metadata(mounted.path("to")).expect("stat").mode();
+    assert_eq!(mode & 0o7777, 0o666, "setuid goes as with a write");
+    let mut expected = bytes.clone();
+    expected[2..6].copy_from_slice(&bytes[4_999_999..]);
+    expected.copy_within(0..100, 1000);
+    expected.resize(5_000_010, 0);
+    expected.extend(&bytes[..3]);
+    for _ in 0..2 {
+        assert!(fs::read(mounted.path("to")).expect("read") == expected);
         mounted.remount();
     }
 }

@@ -9,19 +9,19 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
 use super::connection::{Connection, LeftConnection};
 use super::convert::{caller, is_writable, kind_of};
 use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty, is_resent};
-use super::reply::{Replies, answer_statfs, answer_xattr, name_list};
+use super::reply::{Replies, answer_statfs, answer_written, answer_xattr, name_list};
 use crate::clock::Clock;
-use crate::fs::{Entry, FileSystem, FsError, IfExists, RenameMode, SetAttr, XattrMode};
+use crate::fs::{Entry, FilePlace, FileSystem, FsError, IfExists, RenameMode, SetAttr, XattrMode};
 
 /// Bytes of the largest write, as the kernel clamps it.
 const MAX_WRITE: u32 = 1024 * 1024;
@@ -99,7 +99,7 @@ impl FuseAdapter {
 }
 
 /// Left out, so that the kernel does it itself or tells the program that it cannot be done: locks (kept by
-/// the kernel, for all containers of one mount), lseek, copy_file_range, fallocate, ioctl, poll, link.
+/// the kernel, for all containers of one mount), lseek, fallocate, ioctl, poll, link.
 impl Filesystem for FuseAdapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Each by itself: of several, one that the kernel lacks would cost the others. What it lacks, we
@@ -390,20 +390,48 @@ impl Filesystem for FuseAdapter {
     ) {
         // The kernel sends at most MAX_WRITE bytes.
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let answer = move |reply: ReplyWrite, done| match done {
-            Ok(()) => reply.written(len),
-            Err(errno) => reply.error(errno),
-        };
         if !is_resent(request) && self.fs.has_room_for(u64::from(len)) {
-            let write = || self.fs.write(fh.0, offset, data);
-            return self.dispatch.make_now(request, write, reply, answer);
+            let write = || self.fs.write(fh.0, offset, data).map(|()| len);
+            return self
+                .dispatch
+                .make_now(request, write, reply, answer_written);
         }
         let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
         let write = async move {
             fs.room_for(u64::from(len)).await?;
-            fs.write(fh.0, offset, &data)
+            fs.write(fh.0, offset, &data).map(|()| len)
         };
-        self.dispatch.make(request, write, reply, answer);
+        self.dispatch.make(request, write, reply, answer_written);
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let place = |fh: FileHandle, offset| FilePlace { fh: fh.0, offset };
+        let (from, to) = (place(fh_in, offset_in), place(fh_out, offset_out));
+        let (fs, again, id) = (
+            Arc::clone(&self.fs),
+            Arc::clone(&self.fs),
+            self.dispatch.id(request),
+        );
+        self.dispatch.make_once(
+            &self.fs,
+            request,
+            async move { fs.copy_range(from, to, len).await },
+            async move { Ok(again.copied_earlier(id, len)) },
+            reply,
+            answer_written,
+        );
     }
 
     fn flush(

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use fuser::{
     Errno, FileHandle, Generation, INodeNo, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
 use super::convert::{file_attr, file_type, open_flags};
@@ -167,6 +167,14 @@ pub(super) fn name_list(names: &[OsString]) -> Vec<u8> {
         .flat_map(|name| name.as_bytes().iter().chain(&[0]))
         .copied()
         .collect()
+}
+
+/// So many bytes were written.
+pub(super) fn answer_written(reply: ReplyWrite, done: Result<u32, Errno>) {
+    match done {
+        Ok(len) => reply.written(len),
+        Err(errno) => reply.error(errno),
+    }
 }
 
 /// A file system of which nobody knows how large it is.

@@ -114,9 +114,10 @@ impl Journal {
             let log = LogFile::reopen(&path, &journaled)?;
             left.other_boot = journaled.other_boot;
             for (request, record) in journaled.records {
+                let written = record.written();
                 left.replay.apply(record);
                 if let Some(request) = request {
-                    left.replay.requests.push(request);
+                    left.replay.requests.push(request, written);
                 }
             }
             log
@@ -209,7 +210,7 @@ impl Journal {
         let mut inner = self.inner.lock();
         inner.append((request, record))?;
         if let Some(request) = request {
-            inner.requests.push(request);
+            inner.requests.push(request, record.written());
         }
         Ok(())
     }

@@ -157,6 +157,14 @@ impl Record {
             _ => Cow::Borrowed(self),
         }
     }
+
+    /// Bytes that it says were written, if it is about that.
+    pub(crate) fn written(&self) -> Option<u64> {
+        match self {
+            Self::Written { extents, .. } => Some(extents.iter().map(|extent| extent.len).sum()),
+            _ => None,
+        }
+    }
 }
 
 /// A multipart upload that was begun.

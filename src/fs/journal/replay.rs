@@ -149,7 +149,7 @@ impl Replay {
             }
             Record::Done(requests) => {
                 for request in requests {
-                    self.requests.push(request);
+                    self.requests.push(request, None);
                 }
             }
             Record::InDoubt(attempt) => self.doubt([attempt]),

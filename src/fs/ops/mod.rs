@@ -1,6 +1,7 @@
 //! The operations of [`super::FileSystem`], by family.
 
 pub(crate) mod attr;
+pub(crate) mod copy;
 pub(crate) mod create;
 pub(crate) mod dir;
 pub(crate) mod io;

@@ -15,8 +15,8 @@ use bucketvol::config::credentials::CredentialProvider;
 use bucketvol::config::options::{Durability, EndpointOptions, MinFree, Ownership, WriteOptions};
 use bucketvol::config::{Location, Scheme};
 use bucketvol::fs::{
-    Attr, BlockCache, Caller, DirEntry, FileSystem, Formats, FsError, IfExists, RenameMode,
-    SetAttr, Settings, StagingBudget, XattrMode,
+    Attr, BlockCache, Caller, DirEntry, FilePlace, FileSystem, Formats, FsError, IfExists,
+    RenameMode, SetAttr, Settings, StagingBudget, XattrMode,
 };
 use bucketvol::store::{Bucket, FileKind, Key, ListEntry, ListRequest, Metadata, Precondition};
 use bytes::Bytes;
@@ -817,6 +817,34 @@ impl OpenFile {
             }
             bytes.extend(more);
         }
+    }
+
+    /// What the process that has this file open calls another number.
+    pub(crate) fn with_number(&self, fh: u64) -> Self {
+        Self {
+            fs: Arc::clone(&self.fs),
+            ino: self.ino,
+            fh,
+        }
+    }
+
+    /// Copies up to `len` bytes from this file's `offset` to `at` in another one, as one request does.
+    pub(crate) async fn copy_to(
+        &self,
+        offset: u64,
+        to: &Self,
+        at: u64,
+        len: u64,
+    ) -> Result<u64, FsError> {
+        let from = FilePlace {
+            fh: self.fh,
+            offset,
+        };
+        let to = FilePlace {
+            fh: to.fh,
+            offset: at,
+        };
+        Ok(self.fs.copy_range(from, to, len).await?.into())
     }
 
     pub(crate) async fn fsync(&self) -> Result<(), FsError> {

@@ -302,6 +302,11 @@ async fn a_request_is_done_and_known_to_be_or_was_never_heard_of() {
     let removed = fs.removexattr("cut", attribute);
     id(13).scope(removed).await.unwrap();
     id(14).scope(set(ROOT, attribute, b"4")).await.unwrap();
+    let (from, to) = (
+        fs.open("clean").await.unwrap(),
+        fs.create("copy").await.unwrap(),
+    );
+    id(15).scope(from.copy_to(1, &to, 3, 4)).await.unwrap();
     let failed = id(9).scope(fs.unlink("c")).await;
     assert!(matches!(failed, Err(FsError::NoEntry)));
 
@@ -330,13 +335,15 @@ async fn a_request_is_done_and_known_to_be_or_was_never_heard_of() {
         assert_eq!(done(2) && has("made").await, done(11), "{cut}");
         assert_eq!(has("clean").await, done(12), "{cut}");
         assert_eq!(has("").await, done(14), "{cut}");
+        let copy = fs.read("copy").await.unwrap_or_default();
+        assert_eq!(copy == b"\0\0\0lean", done(15), "{cut}");
         assert!(!done(9), "it did nothing");
-        known = (1..=14).filter(|unique| done(*unique)).count();
+        known = (1..=15).filter(|unique| done(*unique)).count();
     }
-    assert_eq!(known, 13);
+    assert_eq!(known, 14);
     // Whoever dies before it has answered the kernel leaves it to the next one.
     let fs = fs.after_crash().await.after_crash().await;
-    assert!((1..=14).all(|unique| fs.was_done(id(unique)) || unique == 9));
+    assert!((1..=15).all(|unique| fs.was_done(id(unique)) || unique == 9));
 }
 
 /// Killed between any two writes to its journal at the first change of a file: the next process finds a file that is

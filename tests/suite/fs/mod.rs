@@ -39,6 +39,8 @@ mod directories;
 mod attributes;
 // Extended attributes.
 mod xattrs;
+// copy_file_range.
+mod copies;
 // unlink, rmdir, rename.
 mod moves;
 // What two hosts on one bucket see of each other.
