@@ -6,13 +6,14 @@
 //! synced, and nothing that an fsync has promised is missing.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::clock::SystemClock;
 use bucketvol::config::options::{Durability, WriteOptions};
 use bucketvol::config::{Location, Scheme};
-use bucketvol::fs::{FsError, RenameMode, SetAttr};
+use bucketvol::fs::{FsError, RenameMode, SetAttr, XattrMode};
 use bucketvol::store::{Bucket, MemoryStore, Store};
 use proptest::prelude::*;
 
@@ -23,6 +24,8 @@ use crate::common::test_fs::{OpenFile, TestFs, Unsynced};
 const PATHS: [&str; 11] = [
     "a", "b", "c", "d", "d/a", "d/b", "d/d", "d/d/a", "e", "e/a", "e/d",
 ];
+
+const XATTRS: [&str; 2] = ["user.a", "user.b"];
 
 /// Longer than any operation asks a store again.
 const GIVEN_UP: Duration = Duration::from_secs(90);
@@ -37,6 +40,24 @@ enum Op {
         offset: u64,
         len: usize,
         byte: u8,
+    },
+    /// Copies from one of the open files to another, or within one.
+    Copy {
+        from: usize,
+        offset: u64,
+        to: usize,
+        at: u64,
+        len: u64,
+    },
+    SetXattr {
+        path: usize,
+        name: usize,
+        byte: u8,
+        mode: XattrMode,
+    },
+    RemoveXattr {
+        path: usize,
+        name: usize,
     },
     Fsync(usize),
     FsyncDir(usize),
@@ -86,6 +107,11 @@ fn op() -> impl Strategy<Value = Op> {
         4 => path().prop_map(Op::Open),
         6 => (0usize..4, offset(), len(), 1u8..)
             .prop_map(|(handle, offset, len, byte)| Op::Write { handle, offset, len, byte }),
+        3 => (0usize..4, offset(), 0usize..4, offset(), 1u64..10_000)
+            .prop_map(|(from, offset, to, at, len)| Op::Copy { from, offset, to, at, len }),
+        3 => (path(), 0..XATTRS.len(), any::<u8>(), xattr_mode())
+            .prop_map(|(path, name, byte, mode)| Op::SetXattr { path, name, byte, mode }),
+        1 => (path(), 0..XATTRS.len()).prop_map(|(path, name)| Op::RemoveXattr { path, name }),
         2 => (0usize..4).prop_map(Op::Fsync),
         1 => path().prop_map(Op::FsyncDir),
         3 => (0usize..4).prop_map(Op::Close),
@@ -118,6 +144,14 @@ fn offset() -> impl Strategy<Value = u64> {
 
 fn len() -> impl Strategy<Value = usize> {
     prop_oneof![Just(4000), 1usize..5000]
+}
+
+fn xattr_mode() -> impl Strategy<Value = XattrMode> {
+    prop_oneof![
+        3 => Just(XattrMode::Set),
+        1 => Just(XattrMode::Create),
+        1 => Just(XattrMode::Replace),
+    ]
 }
 
 fn unsynced() -> impl Strategy<Value = Unsynced> {
@@ -168,10 +202,14 @@ impl File {
 /// The names that were found; a file's with its bytes.
 pub(super) type Found = BTreeMap<String, Option<Vec<u8>>>;
 
+/// The extended attributes of each name that has any.
+type Xattrs = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
+
 /// What a file system is, without one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Model {
     pub(super) names: BTreeMap<String, Node>,
+    xattrs: Xattrs,
     pub(super) files: Vec<File>,
 }
 
@@ -180,8 +218,19 @@ pub(super) struct Model {
 struct Snapshot {
     journal_bytes: u64,
     names: BTreeMap<String, Node>,
+    xattrs: Xattrs,
     /// Of each file, which of its moments was the latest.
     latest: Vec<usize>,
+}
+
+impl Snapshot {
+    /// Whether these are the extended attributes of all names that there were.
+    fn has_xattrs(&self, found: &Xattrs) -> bool {
+        let none = BTreeMap::new();
+        found
+            .iter()
+            .all(|(name, found)| self.xattrs.get(name).unwrap_or(&none) == found)
+    }
 }
 
 /// What was promised after a snapshot. What came later may have undone it.
@@ -275,7 +324,7 @@ impl Model {
         match self.node(path)? {
             Node::Directory => Err("is a directory"),
             Node::File(_) => {
-                self.names.remove(path);
+                self.remove(path);
                 Ok(())
             }
         }
@@ -286,7 +335,7 @@ impl Model {
             Node::File(_) => Err("not a directory"),
             Node::Directory if !self.is_empty(path) => Err("not empty"),
             Node::Directory => {
-                self.names.remove(path);
+                self.remove(path);
                 Ok(())
             }
         }
@@ -305,19 +354,72 @@ impl Model {
             (Node::Directory, _) if to.starts_with(&format!("{from}/")) => return Err("invalid"),
             _ => {}
         }
-        let below = format!("{from}/");
-        let moved: Vec<String> = self
-            .names
-            .keys()
-            .filter(|name| *name == from || name.starts_with(&below))
-            .cloned()
-            .collect();
-        for name in moved {
-            let node = self.names.remove(&name).unwrap();
-            self.names
-                .insert(format!("{to}{}", &name[from.len()..]), node);
-        }
+        self.remove(to);
+        self.move_names(|name| {
+            let rest = name.strip_prefix(from)?;
+            (rest.is_empty() || rest.starts_with('/')).then(|| format!("{to}{rest}"))
+        });
         Ok(())
+    }
+
+    fn remove(&mut self, path: &str) {
+        self.names.remove(path);
+        self.xattrs.remove(path);
+    }
+
+    fn move_names(&mut self, place: impl Fn(&str) -> Option<String>) {
+        fn moved<T>(
+            names: &mut BTreeMap<String, T>,
+            place: impl Fn(&str) -> Option<String>,
+        ) -> BTreeMap<String, T> {
+            std::mem::take(names)
+                .into_iter()
+                .map(|(name, what)| (place(&name).unwrap_or(name), what))
+                .collect()
+        }
+        self.names = moved(&mut self.names, &place);
+        self.xattrs = moved(&mut self.xattrs, &place);
+    }
+
+    fn set_xattr(&mut self, path: &str, name: &str, value: Vec<u8>, mode: XattrMode) -> Answer<()> {
+        self.node(path)?;
+        let xattrs = self.xattrs.entry(path.to_owned()).or_default();
+        match (mode, xattrs.contains_key(name)) {
+            (XattrMode::Create, true) => Err("exists"),
+            (XattrMode::Replace, false) => Err("no attribute"),
+            _ => {
+                xattrs.insert(name.to_owned(), value);
+                Ok(())
+            }
+        }
+    }
+
+    fn remove_xattr(&mut self, path: &str, name: &str) -> Answer<()> {
+        self.node(path)?;
+        let xattrs = self.xattrs.entry(path.to_owned()).or_default();
+        xattrs.remove(name).map(drop).ok_or("no attribute")
+    }
+
+    /// The extended attributes of a name.
+    fn xattrs_of(&self, path: &str) -> BTreeMap<String, Vec<u8>> {
+        self.xattrs.get(path).cloned().unwrap_or_default()
+    }
+
+    /// Returns how many bytes were copied.
+    fn copy(&mut self, from: usize, offset: u64, to: usize, at: u64, len: u64) -> u64 {
+        let source = self.files[from].bytes();
+        let in_source = |offset: u64| usize::try_from(offset).unwrap().min(source.len());
+        let copied = source[in_source(offset)..in_source(offset + len)].to_vec();
+        let at = usize::try_from(at).unwrap();
+        if !copied.is_empty() {
+            self.files[to].change(|bytes| {
+                if bytes.len() < at + copied.len() {
+                    bytes.resize(at + copied.len(), 0);
+                }
+                bytes[at..at + copied.len()].copy_from_slice(&copied);
+            });
+        }
+        copied.len() as u64
     }
 
     pub(super) fn exchange(&mut self, a: &str, b: &str) -> Answer<()> {
@@ -334,10 +436,7 @@ impl Model {
                 (rest.is_empty() || rest.starts_with('/')).then(|| format!("{to}{rest}"))
             })
         };
-        self.names = std::mem::take(&mut self.names)
-            .into_iter()
-            .map(|(name, node)| (place(&name).unwrap_or(name), node))
-            .collect();
+        self.move_names(place);
         Ok(())
     }
 
@@ -383,6 +482,7 @@ pub(super) fn word(error: &FsError) -> &'static str {
         FsError::IsDirectory => "is a directory",
         FsError::NotEmpty => "not empty",
         FsError::Invalid(_) => "invalid",
+        FsError::NoAttribute => "no attribute",
         other => panic!("unexpected: {other}"),
     }
 }
@@ -454,6 +554,7 @@ impl Run {
         self.snapshots.push(Snapshot {
             journal_bytes: self.fs.status().journal_bytes,
             names: self.model.names.clone(),
+            xattrs: self.model.xattrs.clone(),
             latest: self.model.files.iter().map(File::latest).collect(),
         });
     }
@@ -515,6 +616,45 @@ impl Run {
                     file.write_at(offset, vec![byte; len]).unwrap();
                     self.model.write(*id, offset, len, byte);
                 }
+            }
+            Op::Copy {
+                from,
+                offset,
+                to,
+                at,
+                len,
+            } => {
+                let overlaps = from == to && offset < at + len && at < offset + len;
+                if let (Some((source, from)), Some((target, to)), false) =
+                    (self.open.get(from), self.open.get(to), overlaps)
+                {
+                    let copied = source.copy_to(offset, target, at, len).await;
+                    if !self.is_refused(&copied) {
+                        let expected = self.model.copy(*from, offset, *to, at, len);
+                        assert_eq!(copied.unwrap(), expected);
+                    }
+                }
+            }
+            Op::SetXattr {
+                path,
+                name,
+                byte,
+                mode,
+            } => {
+                let (path, name, value) = (PATHS[path], XATTRS[name], vec![byte; 3]);
+                let done = match self.fs.ino(path).await {
+                    Ok(ino) => {
+                        let name = OsStr::new(name);
+                        self.fs.setxattr_as(ino, name, &value, mode).await
+                    }
+                    Err(error) => Err(error),
+                };
+                self.agree(done, |model| model.set_xattr(path, name, value, mode));
+            }
+            Op::RemoveXattr { path, name } => {
+                let (path, name) = (PATHS[path], XATTRS[name]);
+                let done = self.fs.removexattr(path, name).await;
+                self.agree(done, |model| model.remove_xattr(path, name));
             }
             Op::Fsync(handle) => {
                 if let Some((file, id)) = self.open.get(handle) {
@@ -613,6 +753,8 @@ impl Run {
                             self.fs.ls(PATHS[path]).await,
                             self.model.children(PATHS[path])
                         );
+                        let xattrs = self.fs.xattrs(PATHS[path]).await.unwrap();
+                        assert_eq!(xattrs, self.model.xattrs_of(PATHS[path]));
                     }
                 }
             }
@@ -650,6 +792,7 @@ impl Run {
                 self.model.files.push(File::new(vec![byte; len]));
                 let id = self.model.files.len() - 1;
                 self.model.names.insert(path.to_owned(), Node::File(id));
+                self.model.xattrs.remove(path);
                 self.model.all_is_durable();
                 self.names_are_durable();
             }
@@ -667,6 +810,10 @@ impl Run {
             self.model.all_is_durable();
         }
         let found = all_names(&self.fs).await;
+        let mut xattrs = Xattrs::new();
+        for name in found.keys() {
+            xattrs.insert(name.clone(), self.fs.xattrs(name).await.unwrap());
+        }
         // An operation may have been in the middle of what it has to say.
         let mut before = self.snapshots.iter();
         let before = before
@@ -676,13 +823,17 @@ impl Run {
         let last = (before + usize::from(is_between)).min(self.snapshots.len() - 1);
         let matches = (before..=last)
             .rev()
+            .filter(|at| self.snapshots[*at].has_xattrs(&xattrs))
             .find_map(|at| Some((at, self.moments_at(&self.snapshots[at], &found)?)));
         let Some((at, moments)) = matches else {
             let lengths: Vec<_> = found
                 .iter()
                 .map(|(name, bytes)| (name, bytes.as_ref().map(Vec::len)))
                 .collect();
-            panic!("no moment had {lengths:?}: {:?}", self.snapshots[before]);
+            panic!(
+                "no moment had {lengths:?}, {xattrs:?}: {:?}",
+                self.snapshots[before]
+            );
         };
         for (promised, promise) in &self.promises {
             if at < *promised {
@@ -690,6 +841,7 @@ impl Run {
             }
         }
         self.model.names = std::mem::take(&mut self.snapshots[at].names);
+        self.model.xattrs = std::mem::take(&mut self.snapshots[at].xattrs);
         for (id, moment) in moments {
             let file = &mut self.model.files[id];
             file.moments.truncate(moment + 1);
@@ -771,6 +923,8 @@ impl Run {
         let other = self.fs.other_host().await;
         for host in [&self.fs, &other] {
             for (path, node) in &self.model.names {
+                let xattrs = host.xattrs(path).await.unwrap();
+                assert_eq!(xattrs, self.model.xattrs_of(path), "{path}");
                 match node {
                     Node::Directory => {
                         assert_eq!(host.ls(path).await, self.model.children(path), "{path}");
