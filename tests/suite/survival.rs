@@ -1,12 +1,12 @@
 //! The worker is killed again and again while programs use a mount: none of them notices.
 //!
-//! Needs root and /dev/fuse, and a kernel of 6.9 or later, which sends again what was not answered.
+//! Needs root, /dev/fuse and python3, and a kernel of 6.9 or later, which sends again what was not answered.
 
 mod hurt;
 mod unmounted;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -223,13 +223,55 @@ fn dwell(mount: &Path, stop: &AtomicBool, pauses: &mut Pauses) -> io::Result<()>
     Ok(())
 }
 
-const PROGRAMS: [(&str, Program); 6] = [
+/// Gives a file an attribute that it must not have yet, takes it away, and copies the file: each is done once.
+fn label(mount: &Path, stop: &AtomicBool, pauses: &mut Pauses) -> io::Result<()> {
+    const SCRIPT: &str = "
+import os, sys
+os.mkdir('labels')
+os.chdir('labels')
+with open('file', 'wb') as file: file.write(os.urandom(300000))
+source = os.open('file', os.O_RDONLY)
+bytes = os.pread(source, 300000, 0)
+for number, line in enumerate(sys.stdin):
+    value = str(number).encode()
+    for path in 'file', '.':
+        os.setxattr(path, 'user.new', value, os.XATTR_CREATE)
+        assert os.getxattr(path, 'user.new') == value
+        assert os.listxattr(path) == ['user.new']
+        os.removexattr(path, 'user.new')
+    with open('copy', 'w+b') as copy:
+        while os.copy_file_range(source, copy.fileno(), 300000, copy.tell(), copy.tell()):
+            copy.seek(0, os.SEEK_END)
+        assert os.pread(copy.fileno(), 400000, 0) == bytes
+    os.remove('copy')
+    print('done', flush=True)
+";
+    let mut python = Command::new("timeout");
+    python.args(["600", "python3", "-c", SCRIPT]);
+    python.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut python = python.current_dir(mount).spawn()?;
+    let stdout = python.stdout.take().expect("it is piped");
+    let (mut stdin, mut lines) = (python.stdin.take(), BufReader::new(stdout).lines());
+    while !stop.load(Ordering::Relaxed) {
+        let cycle = || {
+            writeln!(stdin.as_mut().expect("it is piped"), "go on")?;
+            lines.next().transpose()
+        };
+        let said = pauses.step(cycle)?;
+        expect(said.as_deref() == Some("done"), "python has seen an error")?;
+    }
+    drop(stdin);
+    expect(python.wait()?.success(), "python has failed")
+}
+
+const PROGRAMS: [(&str, Program); 7] = [
     ("reader", read),
     ("cycle", cycle),
     ("appender", append),
     ("scribbler", scribble),
     ("lister", list),
     ("dweller", dwell),
+    ("labeller", label),
 ];
 
 fn kills() -> u32 {
