@@ -316,6 +316,24 @@ fn a_planned_restart_breaks_no_call() {
 }
 
 #[test]
+fn a_daemon_of_a_host_without_certificates_can_be_restarted() {
+    let place = Place::new();
+    let daemon = place.serve();
+    let mut restart = bounded(120, place.program());
+    place.environment(&mut restart);
+    for store in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        restart.env(store, place.path("none"));
+    }
+    let restarted = output(restart.arg("restart"));
+    assert!(
+        restarted.status.success(),
+        "{}\n{}",
+        describe(&restarted),
+        daemon.log()
+    );
+}
+
+#[test]
 fn a_restart_runs_the_release_that_is_installed_and_a_broken_one_gives_way() {
     let place = Place::new();
     let daemon = place.serve();

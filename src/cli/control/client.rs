@@ -134,6 +134,8 @@ pub(in crate::cli) fn local_client(socket: &Path) -> Result<reqwest::Client> {
     reqwest::Client::builder()
         .unix_socket(socket.to_owned())
         .no_proxy()
+        // A host without a certificate store has sockets too.
+        .tls_certs_only([])
         .build()
         .context("a client for a unix socket")
 }
