@@ -281,17 +281,27 @@ async fn resume(
     let Orphaned {
         device,
         connection,
-        left,
+        mut left,
     } = orphaned;
     let lease = filesystems.acquire_mounted(options, journal).await?;
     let agreement = left.terms.agreement().clone();
     let attachment = left.terms.attachment().map_err(refused)?;
     let connection = Arc::new(connection);
     let (fs, runtime) = (Arc::clone(lease.filesystem()), Handle::current());
+    let unanswered = std::mem::take(&mut left.unanswered);
     let adapter = FuseAdapter::resume(fs, runtime, Arc::clone(&connection), left);
-    let last = connection.last_request();
-    match Session::resume(adapter, device, attachment, agreement, last, READY_LIMIT).await {
+    let interrupted = unanswered.clone();
+    let resumed = Session::resume(
+        adapter,
+        device,
+        attachment,
+        agreement,
+        unanswered,
+        READY_LIMIT,
+    );
+    match resumed.await {
         Ok(session) => {
+            connection.interrupted(&interrupted);
             kept.serve(&session, &connection, &lease);
             Ok(FuseMount::serving(kept, label, session, lease))
         }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use bucketvol::fs::Format;
-use bucketvol::fs::fuse::{Agreement, Connection, FuseAdapter, MountRequest, Served, Session};
+use bucketvol::fs::fuse::{
+    Agreement, Connection, FuseAdapter, MountRequest, Served, Session, Unanswered,
+};
 use tokio::runtime::Handle;
 
 use crate::common::fault_store::faulty_bucket;
@@ -55,9 +57,13 @@ impl Mounted {
         let connection = Arc::new(Connection::new(Format::CURRENT).unwrap());
         let adapter = adapter(&self.fs, &connection);
         // Far above any request so far: what was left unanswered would be interrupted.
-        let last = 20_000;
+        let unanswered = Unanswered {
+            near: 20_000,
+            ..Unanswered::default()
+        };
+        let device = device.into();
         let resumed =
-            Session::resume(adapter, device.into(), attachment, agreement, last, LIMIT).await;
+            Session::resume(adapter, device, attachment, agreement, unanswered, LIMIT).await;
         let session = resumed.unwrap();
         let served = Served::new(&session, &connection, &self.fs);
         Self {

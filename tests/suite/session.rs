@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bucketvol::fs::fuse::mount::{self, AttachError};
 use bucketvol::fs::fuse::mountinfo::{MountEntry, MountTable};
 use bucketvol::fs::fuse::{
-    Agreement, Attachment, BaseDir, FuseDevice, MountRequest, Session, SessionError,
+    Agreement, Attachment, BaseDir, FuseDevice, MountRequest, Session, SessionError, Unanswered,
 };
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags,
@@ -758,6 +758,16 @@ fn serving(work: &str, dir: &Path, device: &FuseDevice) -> Process {
 /// It is as if the kernel was older than 6.9: `cat` begins anew what was interrupted.
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_kernel_cannot_send_it_again_a_request_in_hand_is_interrupted() {
+    interrupted_by("resume-old").await;
+}
+
+/// Its number is far below those of the last requests: only because it was noted is it known.
+#[tokio::test(flavor = "multi_thread")]
+async fn there_a_request_is_interrupted_too_that_has_waited_for_long() {
+    interrupted_by("resume-late").await;
+}
+
+async fn interrupted_by(resume: &str) {
     let place = Place::new();
     let dir = place.dir("m");
     let reader: Process;
@@ -768,7 +778,7 @@ async fn where_the_kernel_cannot_send_it_again_a_request_in_hand_is_interrupted(
     reader = Process::start(Command::new("cat").arg(dir.join("hello")));
     first.expect("asked");
     first.kill();
-    let _next = serve("resume-old");
+    let _next = serve(resume);
     reader.expect("back");
     detach(&dir);
 }
@@ -811,7 +821,7 @@ async fn helpers() {
             tokio::time::sleep(LIMIT * 6).await;
         }
         // The connection is on stdin.
-        "begin" | "resume" | "resume-old" => {
+        "begin" | "resume" | "resume-old" | "resume-late" => {
             let device = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
             let table = MountTable::of_self().unwrap();
             let number = table.top_at(&path).unwrap().device;
@@ -822,13 +832,21 @@ async fn helpers() {
             } else {
                 let mut said: serde_json::Value =
                     serde_json::from_slice(&fs::read(&kept).unwrap()).unwrap();
-                if work == "resume-old" {
+                if work != "resume" {
                     // FUSE_HAS_RESEND, in the second flags of the kernel's INIT.
                     said["request"][40 + 16] = 0.into();
                 }
                 let agreement: Agreement = serde_json::from_value(said).unwrap();
                 let hello = Hello::new("back");
-                Session::resume(hello, device.into(), attachment, agreement, 0, LIMIT).await
+                let unanswered = match work {
+                    "resume-late" => Unanswered {
+                        near: 1_000_000,
+                        waiting: (0..100).step_by(2).collect(),
+                    },
+                    _ => Unanswered::default(),
+                };
+                let device = device.into();
+                Session::resume(hello, device, attachment, agreement, unanswered, LIMIT).await
             };
             let session = session.unwrap();
             let agreement = serde_json::to_vec(session.agreement()).unwrap();

@@ -131,7 +131,8 @@ impl Filesystem for FuseAdapter {
         );
     }
 
-    fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
+    fn forget(&self, request: &Request, ino: INodeNo, nlookup: u64) {
+        self.dispatch.note(request);
         self.known.forget(ino.0, nlookup);
     }
 

@@ -7,21 +7,21 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::gate::Gate;
-use super::handshake::Agreement;
+use super::handshake::{Agreement, Unanswered};
 use super::mount::Attachment;
 use super::mountinfo::Device;
 use crate::fs::format::{Format, Formats};
 use crate::fs::kept::table::{Table, unreadable};
 
-/// Kinds of rows: what was agreed, how often the kernel was told of an inode, a request that was begun again, the
-/// highest number of a request, that the process has handed over.
+/// Kinds of rows: what was agreed, how often the kernel was told of an inode, a request that was begun again (or waits,
+/// where the kernel could not send it again), the highest number of a request, that the process has handed over.
 const TERMS: u8 = 1;
 const LOOKUPS: u8 = 2;
 const REQUEST: u8 = 3;
@@ -48,6 +48,8 @@ pub struct Connection {
     /// What each that was in hand then is to blame for at least.
     least_blame: u8,
     last_request: AtomicU64,
+    /// The kernel can send again what is left unanswered.
+    resends: AtomicBool,
     pub(super) gate: Gate,
 }
 
@@ -56,6 +58,8 @@ pub struct Connection {
 pub struct LeftConnection {
     /// What was agreed.
     pub terms: Terms,
+    /// What it may have read and not answered, if the kernel cannot send that again.
+    pub unanswered: Unanswered,
     /// How often the kernel was told of each inode.
     pub(super) lookups: Vec<(u64, u64)>,
 }
@@ -107,6 +111,7 @@ impl Connection {
             blamed: Mutex::default(),
             least_blame: 0,
             last_request: AtomicU64::new(0),
+            resends: AtomicBool::new(false),
             gate: Gate::default(),
         }
     }
@@ -141,6 +146,16 @@ impl Connection {
         }
         let mut connection = Self::of(table, epoch.ok_or_else(unreadable)?);
         connection.least_blame = if was_handed_over { 0 } else { blame };
+        let terms: Terms = terms.ok_or_else(unreadable)?;
+        let mut unanswered = Unanswered {
+            near: last,
+            waiting: Vec::new(),
+        };
+        if terms.agreement.resends() {
+            connection.resends.store(true, Ordering::Relaxed);
+        } else {
+            unanswered.waiting = begun_again.drain().map(|(request, _)| request).collect();
+        }
         if was_handed_over {
             // What was in hand then is to blame for nothing.
             for (request, _) in begun_again.drain() {
@@ -150,8 +165,12 @@ impl Connection {
         }
         *connection.blamed.lock() = begun_again;
         connection.last_request.store(last, Ordering::Relaxed);
-        let terms = terms.ok_or_else(unreadable)?;
-        Ok((connection, LeftConnection { terms, lookups }))
+        let left = LeftConnection {
+            terms,
+            unanswered,
+            lookups,
+        };
+        Ok((connection, left))
     }
 
     /// The connection is mounted, and this is what was agreed.
@@ -164,6 +183,7 @@ impl Connection {
             by_helper: attachment.is_by_helper(),
             agreement: agreement.clone(),
         };
+        self.resends.store(agreement.resends(), Ordering::Relaxed);
         self.table.put_as(TERMS, 0, &terms)
     }
 
@@ -182,14 +202,9 @@ impl Connection {
         self.epoch
     }
 
-    /// A number close to that of the last request.
-    pub fn last_request(&self) -> u64 {
-        self.last_request.load(Ordering::Relaxed)
-    }
-
     /// A request has come.
     pub(super) fn note_request(&self, unique: u64) {
-        let noted = self.last_request();
+        let noted = self.last_request.load(Ordering::Relaxed);
         if unique >= noted + LAST_STEP
             && self
                 .last_request
@@ -213,7 +228,24 @@ impl Connection {
         true
     }
 
-    /// A request that was begun again is answered.
+    /// A request waits for something, and others will come before it is answered: `true` if that has to be noted. A
+    /// kernel that cannot send it again has nothing to find it by but its number.
+    pub(super) fn begin_to_wait(&self, unique: u64) -> bool {
+        let is_noted = !self.resends.load(Ordering::Relaxed);
+        if is_noted {
+            self.note(self.table.put(REQUEST, unique, &[0]));
+        }
+        is_noted
+    }
+
+    /// What was left unanswered has failed.
+    pub fn interrupted(&self, unanswered: &Unanswered) {
+        for request in &unanswered.waiting {
+            self.answered(*request);
+        }
+    }
+
+    /// A request that was begun again, or noted because it waits, is answered.
     pub(super) fn answered(&self, unique: u64) {
         self.note(self.table.remove(REQUEST, unique));
     }
@@ -250,17 +282,21 @@ mod tests {
             .0
     }
 
-    fn connection() -> Connection {
+    fn connection_of(agreement: Agreement) -> Connection {
         let connection = Connection::new(Format::CURRENT).unwrap();
         let terms = Terms {
             mountpoint: b"/m".to_vec(),
             major: 0,
             minor: 7,
             by_helper: false,
-            agreement: Agreement::default(),
+            agreement,
         };
         connection.table.put_as(TERMS, 0, &terms).unwrap();
         connection
+    }
+
+    fn connection() -> Connection {
+        connection_of(Agreement::that_resends())
     }
 
     #[test]
@@ -305,6 +341,25 @@ mod tests {
     }
 
     #[test]
+    fn where_the_kernel_sends_nothing_again_the_next_process_knows_what_waits() {
+        let first = connection_of(Agreement::default());
+        assert!(first.begin_to_wait(8) && first.begin_to_wait(10));
+        first.answered(8);
+        first.hand_over();
+        let again = |connection: &Connection| {
+            let memory = connection.as_fd().try_clone_to_owned().unwrap();
+            Connection::reopen(memory, Formats::default(), false).unwrap()
+        };
+        // Until it is interrupted, the process after the next one has to know it too.
+        for _ in 0..2 {
+            assert_eq!(again(&first).1.unanswered.waiting, [10]);
+        }
+        let (second, left) = again(&first);
+        second.interrupted(&left.unanswered);
+        assert!(again(&second).1.unanswered.waiting.is_empty());
+    }
+
+    #[test]
     fn the_kernels_counts_and_the_epoch_go_on() {
         let first = connection();
         first.keep_lookups(5, 2);
@@ -315,7 +370,7 @@ mod tests {
         let (second, left) = Connection::reopen(memory, Formats::default(), false).unwrap();
         assert_eq!(left.lookups, [(5, 2)]);
         assert_eq!(second.epoch(), first.epoch());
-        assert_eq!(second.last_request(), LAST_STEP * 3);
+        assert_eq!(left.unanswered.near, LAST_STEP * 3);
         assert_eq!(left.terms.mountpoint(), PathBuf::from("/m"));
     }
 }

@@ -52,7 +52,7 @@ impl Dispatch {
         reply: R,
         answer: impl FnOnce(R, Result<T, Errno>),
     ) {
-        self.connection.note_request(request.unique().0);
+        self.note(request);
         let done = self.id(request).sync_scope(change);
         answer(reply, done.map_err(|error| Errno::from(&error)));
         self.connection.gate.pass();
@@ -61,6 +61,11 @@ impl Dispatch {
     /// What was asked is answered without any of this.
     pub(super) fn answered(&self) {
         self.connection.gate.pass();
+    }
+
+    /// Thousands of a kind may come in a row, and each has a number.
+    pub(super) fn note(&self, request: &Request) {
+        self.connection.note_request(request.unique().0 & !RESENT);
     }
 
     /// What the journal calls a request.
@@ -110,7 +115,7 @@ impl Dispatch {
     ) {
         let _runtime = self.runtime.enter();
         let unique = request.unique().0;
-        self.connection.note_request(unique & !RESENT);
+        self.note(request);
         let again = is_resent(request).then(|| Arc::clone(&self.connection));
         if let Some(connection) = &again
             && !connection.begin_again(unique & !RESENT)
@@ -144,8 +149,13 @@ impl Dispatch {
             Some(done) => answer(reply, done),
             None => {
                 let in_hand = self.connection.gate.leave_thread();
+                let noted = self.connection.begin_to_wait(unique);
+                let connection = noted.then(|| Arc::clone(&self.connection));
                 self.runtime.spawn(async move {
                     answer(reply, guarded.await);
+                    if let Some(connection) = connection {
+                        connection.answered(unique);
+                    }
                     drop(in_hand);
                 });
             }

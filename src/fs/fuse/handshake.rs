@@ -35,10 +35,27 @@ const NOTIFY_RESEND: i32 = 7;
 /// In `flags2` of INIT the kernel says so that it has that notification (`FUSE_HAS_RESEND`).
 const HAS_RESEND: u8 = 1 << 7;
 
-/// Where a kernel without it may have requests that the process before has read: around the last that was noted. It
-/// numbers them by twos, and no more are in hand at once.
+/// Where a kernel without it may have requests that the process before has read and did not wait for: around the last
+/// that was noted. It numbers them by twos, and no more are in hand at once.
 const SWEPT_BEFORE: u64 = 20_000;
 const SWEPT_AFTER: u64 = 4096;
+
+/// Which requests a process before this one may have read and not answered.
+#[derive(Debug, Clone, Default)]
+pub struct Unanswered {
+    /// Those whose numbers are around this one.
+    pub near: u64,
+    /// Those that waited for something, however long ago they came.
+    pub waiting: Vec<u64>,
+}
+
+impl Unanswered {
+    fn numbers(&self) -> impl Iterator<Item = u64> {
+        let first = self.near.saturating_sub(SWEPT_BEFORE) & !1;
+        let near = (first..self.near + SWEPT_AFTER).step_by(2);
+        near.chain(self.waiting.iter().copied())
+    }
+}
 
 /// What the kernel and we have agreed on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +71,16 @@ impl Agreement {
     pub fn resends(&self) -> bool {
         let flags = self.request.get(REQUEST_FLAGS[1]);
         flags.is_some_and(|flags| flags & HAS_RESEND != 0)
+    }
+
+    #[cfg(test)]
+    pub(super) fn that_resends() -> Self {
+        let mut request = vec![0; REQUEST_HEADER + 64];
+        request[REQUEST_FLAGS[1]] = HAS_RESEND;
+        Self {
+            request,
+            reply: Vec::new(),
+        }
     }
 
     /// The INIT to replay: it offers no more than was agreed, so that a later release does not take for granted what the
@@ -90,19 +117,18 @@ pub(super) fn begin<F: Filesystem>(
 }
 
 /// Takes over a connection whose INIT an earlier process has answered. What that one left unanswered comes again, or
-/// fails with EINTR if the kernel cannot do that: else its callers would wait for ever. `last_request` is close to the
-/// highest number that a request had.
+/// fails with EINTR if the kernel cannot do that: else its callers would wait for ever.
 pub(super) fn resume<F: Filesystem>(
     filesystem: F,
     device: &FuseDevice,
     agreement: &Agreement,
-    last_request: u64,
+    unanswered: &Unanswered,
     config: Config,
 ) -> io::Result<Session<F>> {
     let (session, _) = shake_hands(filesystem, &agreement.narrowed(), config)?;
     if !agreement.resends() {
         // Before anything is read: what is read from now on is answered.
-        interrupt(device, last_request)?;
+        interrupt(device, unanswered)?;
     }
     take_place(device, &session)?;
     if agreement.resends() {
@@ -112,9 +138,8 @@ pub(super) fn resume<F: Filesystem>(
 }
 
 /// Answers EINTR to every request that may have been read and not answered.
-fn interrupt(device: &FuseDevice, last_request: u64) -> io::Result<()> {
-    let first = last_request.saturating_sub(SWEPT_BEFORE) & !1;
-    for unique in (first..last_request + SWEPT_AFTER).step_by(2) {
+fn interrupt(device: &FuseDevice, unanswered: &Unanswered) -> io::Result<()> {
+    for unique in unanswered.numbers() {
         match nix::unistd::write(device.as_fd(), &header(-nix::libc::EINTR, unique)) {
             // No request of this number waits for a reply.
             Ok(_) | Err(nix::errno::Errno::ENOENT | nix::errno::Errno::EINVAL) => {}

@@ -29,6 +29,6 @@ pub use adapter::FuseAdapter;
 pub use base::BaseDir;
 pub use connection::Connection;
 pub use gate::Served;
-pub use handshake::Agreement;
+pub use handshake::{Agreement, Unanswered};
 pub use mount::{AttachError, Attachment, FuseDevice, MountRequest};
 pub use session::{Session, SessionEnd, SessionError};

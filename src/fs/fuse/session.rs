@@ -14,7 +14,7 @@ use fuser::{Config, Filesystem, Notifier, SessionACL};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::handshake::{self, Agreement};
+use super::handshake::{self, Agreement, Unanswered};
 use super::mount::{AttachError, Attachment, FuseDevice, MountRequest};
 
 /// Loops that read requests. Hits are answered on them and misses leave them, so a few suffice.
@@ -114,18 +114,18 @@ impl Session {
     }
 
     /// Goes on with a connection that an earlier process has served until it died, and that somebody has kept. Those
-    /// who waited for its answers get them (or EINTR, on kernels before 6.9: then `last_request` tells which those may
+    /// who waited for its answers get them (or EINTR, on kernels before 6.9: then `unanswered` tells which those may
     /// be). On an error the connection stays as it is.
     pub async fn resume<F: Filesystem>(
         filesystem: F,
         device: FuseDevice,
         attachment: Attachment,
         agreement: Agreement,
-        last_request: u64,
+        unanswered: Unanswered,
         limit: Duration,
     ) -> Result<Self, SessionError> {
         let deadline = Instant::now() + limit;
-        let begin = Begin::Resumed(agreement, last_request);
+        let begin = Begin::Resumed(agreement, unanswered);
         Self::start(filesystem, device, attachment, begin, deadline, limit).await
     }
 
@@ -262,8 +262,8 @@ impl Session {
 enum Begin {
     /// The kernel asks its INIT.
     New,
-    /// An earlier process has answered it, and requests up to about this number.
-    Resumed(Agreement, u64),
+    /// An earlier process has answered it, and has left these requests.
+    Resumed(Agreement, Unanswered),
 }
 
 /// The session's thread: shakes hands, then serves until the kernel says ENODEV.
@@ -282,8 +282,8 @@ fn serve<F: Filesystem>(
     config.clone_fd = false;
     let begun = match begin {
         Begin::New => handshake::begin(filesystem, &device, config),
-        Begin::Resumed(agreement, last_request) => {
-            handshake::resume(filesystem, &device, &agreement, last_request, config)
+        Begin::Resumed(agreement, unanswered) => {
+            handshake::resume(filesystem, &device, &agreement, &unanswered, config)
                 .map(|session| (session, agreement))
         }
     };
