@@ -4,8 +4,8 @@
 #
 #   YES=1   does not ask (nor does CI=true, where a part that cannot run is a failure)
 #   ONLY="lint plain fuse"   runs these parts only
-#   LONG=1  4000 random cases for each property, 500 kills, a crash at every point of 25 simulated runs, and the
-#           tests that take minutes each
+#   LONG=1  4000 random cases for each property, 500 kills, a crash at every point of 25 simulated runs, the
+#           tests that take minutes each, and Debian 12's own kernel in an emulated machine
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -70,14 +70,18 @@ cannot() {
     fi
 }
 
+# The variable that names a program which runs the tests for cargo.
+runner_variable() {
+    printf 'CARGO_TARGET_%s_RUNNER' "$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')"
+}
+
 # tests PART FILTER SKIPS: the tests whose path begins so. One build with every feature serves all parts.
 # What needs root is run by sudo where we are not.
 tests() {
-    local part="$1" runner=() triple
+    local part="$1" runner=()
     shift
     if [ "$part" != plain ] && [ "$(id -u)" != 0 ]; then
-        triple="$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')"
-        runner=(env "CARGO_TARGET_${triple}_RUNNER=sudo -E")
+        runner=(env "$(runner_variable)=sudo -E")
     fi
     if cargo nextest --version >/dev/null 2>&1; then
         run "$part" env TMPDIR="$scratch" "${runner[@]}" \
@@ -146,6 +150,17 @@ if wanted fuse; then
             crash:: disk_full:: fuse_real:: hand_over:: mounter:: restart:: session:: survival::
     else
         cannot fuse "needs /dev/fuse, fusermount3 and root"
+    fi
+fi
+if [ "${LONG:-}" = 1 ] && wanted kernel; then
+    if has qemu-system-x86_64 && has strip && scripts/old-kernel.sh get; then
+        # The one that is left out is a script: whether what was interrupted was done, it could not tell. Without
+        # nextest, which would boot a machine for each test.
+        run kernel env TMPDIR="$scratch" "$(runner_variable)=$PWD/scripts/old-kernel.sh" BUCKETVOL_WORKER_KILLS=5 \
+            cargo test --all-features --test suite -- --nocapture --test-threads=1 survival::nobody_notices \
+            --skip a_users_own_mount_is_killed
+    else
+        cannot kernel "needs x86_64, qemu-system-x86_64, strip, and Debian 12 as apt-get's source"
     fi
 fi
 if wanted s3; then

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::process::{
-    bounded, children, end, kill_all, output, read_until, send, succeed, wait_for,
+    bounded, children, describe, end, kill_all, output, read_until, send, succeed, wait_for,
 };
 use super::s3::{Account, scratch};
 
@@ -154,6 +154,17 @@ impl Mounted {
         self.kill_worker();
         done(&self.path(""));
         send(keeper, Signal::SIGCONT);
+    }
+
+    /// `bucketvol restart`: when it returns, another worker serves.
+    pub(crate) fn replace_worker(&self) {
+        let restarted = output(self.bucketvol(120).arg("restart").arg(self.path("")));
+        assert!(
+            restarted.status.success(),
+            "{}\n{}",
+            describe(&restarted),
+            self.log()
+        );
     }
 
     /// Clears the dead mount away and mounts again on the state that the killed program left.
