@@ -28,6 +28,7 @@ async fn main() -> Result<(), FsError> {
         },
         read_only: false,
         metadata_ttl: Duration::from_secs(1),
+        xattr: false,
         write: WriteOptions::default(),
         staging: StagingBudget::new(1 << 30, MinFree::Percent(10)),
         fsync_timeout: Duration::from_secs(60),

@@ -36,6 +36,7 @@ pub(super) struct Draft {
     pub(super) umask: Option<u32>,
     pub(super) metadata_ttl: Option<Duration>,
     pub(super) exclusive: Option<bool>,
+    pub(super) xattr: Option<bool>,
     pub(super) fsync_timeout: Option<Duration>,
     pub(super) durability: Option<Durability>,
     pub(super) upload_delay: Option<Duration>,
@@ -287,6 +288,14 @@ pub(super) const KEYS: &[KeySpec] = &[
         accepts: SWITCH,
         help: "you assert that nobody else writes here: names and attributes are believed for ever",
         set: |draft, v| some(&mut draft.exclusive, parse_switch(v)),
+        ..BASE
+    },
+    KeySpec {
+        name: "xattr",
+        default: "false",
+        accepts: SWITCH,
+        help: "extended attributes (user.*) are kept; the kernel then asks for one before every write",
+        set: |draft, v| some(&mut draft.xattr, parse_switch(v)),
         ..BASE
     },
     KeySpec {

@@ -43,6 +43,8 @@ pub struct Options {
     pub read_only: bool,
     /// How long a remote name or attribute is believed; `None` with `exclusive`: for ever.
     pub metadata_ttl: Option<Duration>,
+    /// Extended attributes are kept. The kernel asks for `security.capability` before it writes, then.
+    pub xattr: bool,
     /// After this an fsync or close that still waits for the store answers EIO.
     pub fsync_timeout: Duration,
     /// What waits for the bucket, and when changes leave for it.
@@ -169,6 +171,7 @@ impl Options {
             fsync_timeout: Self::FSYNC_TIMEOUT,
             write: WriteOptions::default(),
             transfer: Transfer::default(),
+            xattr: false,
             check: true,
             allow_overlap: false,
             host: HostOptions::default(),
@@ -260,6 +263,7 @@ impl Options {
                 format_duration(write.max_dirty_age),
             ));
         }
+        options.xattr = draft.xattr.unwrap_or(options.xattr);
         options.check = check.unwrap_or(options.check);
         options.allow_overlap = overlap.unwrap_or(options.allow_overlap);
         options.host.cache_memory = draft.cache_memory.unwrap_or(options.host.cache_memory);
@@ -375,6 +379,7 @@ impl Options {
             "concurrency",
             own.concurrency.to_string(),
         );
+        say(self.xattr, "xattr", "true".to_owned());
         say(!self.check, "check", "false".to_owned());
         say(self.allow_overlap, "overlap", "allow".to_owned());
         let (own, base) = (&self.host, &plain.host);

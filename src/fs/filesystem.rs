@@ -54,6 +54,8 @@ pub struct Settings {
     pub read_only: bool,
     /// How long a remote name or attribute is believed.
     pub metadata_ttl: Duration,
+    /// The kernel is told of extended attributes.
+    pub xattr: bool,
     /// What waits for the bucket, and when changes leave for it.
     pub write: WriteOptions,
     /// How long a flush or fsync waits for the store.
@@ -87,6 +89,7 @@ impl Settings {
             ownership: options.ownership,
             read_only: options.read_only,
             metadata_ttl: options.metadata_ttl.unwrap_or(FOREVER),
+            xattr: options.xattr,
             write: options.write,
             fsync_timeout: options.fsync_timeout,
             part_size: options.transfer.part_size,
@@ -282,6 +285,11 @@ impl FileSystem {
     /// Whether several kernels' connections change the volume, or did: then each has to ask again.
     pub(crate) fn is_shared(&self) -> bool {
         self.connections.load(Ordering::Relaxed) > 1
+    }
+
+    /// Whether the kernel is told of extended attributes.
+    pub(crate) fn has_xattrs(&self) -> bool {
+        self.settings.xattr
     }
 
     /// How long a kernel may believe what it is told.

@@ -44,6 +44,7 @@ against_every_server! {
     an_open_file_outlives_its_name,
     a_directory_moves_with_all_that_is_in_it,
     mode_owner_and_times_survive_a_remount,
+    extended_attributes_are_kept_if_an_option_says_so,
     extended_attributes_are_what_programs_expect,
     files_are_copied_by_copy_file_range,
     symlinks_are_kept_as_they_are,
@@ -205,8 +206,15 @@ fn mode_owner_and_times_survive_a_remount(account: &Account) {
     assert!(modified > 1_000_000_000);
 }
 
+fn extended_attributes_are_kept_if_an_option_says_so(account: &Account) {
+    let mounted = Mounted::by_root(account, "");
+    let said = mounted.sh("echo x >file
+         ! setfattr -n user.a -v 1 file 2>said; cat said; ! getfattr -n user.a file 2>said; cat said");
+    assert_eq!(said.matches("Operation not supported").count(), 2, "{said}");
+}
+
 fn extended_attributes_are_what_programs_expect(account: &Account) {
-    let mut mounted = Mounted::by_root(account, "");
+    let mut mounted = Mounted::with(account, "xattr");
     mounted.sh("mkdir dir; echo x >file; ln -s file link; mkfifo pipe
          setfattr -n user.a -v hello file; setfattr -n user.empty file
          setfattr -n user.dir -v 1 dir; setfattr -n user.root -v 1 .

@@ -422,7 +422,7 @@ fn kills() -> u32 {
 fn survive(hurt: Hurt) {
     let server = LocalS3::start();
     let account = server.account();
-    let mut mounted = Mounted::by_root(account, "");
+    let mut mounted = Mounted::with(account, "xattr");
     let mount = mounted.path("");
     fs::write(mount.join("static"), pattern(LEN)).expect("a file");
     fs::write(mount.join("changed"), pattern(LEN)).expect("a file");

@@ -109,6 +109,7 @@ fn every_key_and_alias_lands_where_it_belongs() {
             o.metadata_ttl == Some(Duration::ZERO)
         }),
         ("exclusive", "", |o| o.metadata_ttl.is_none()),
+        ("xattr", "", |o| o.xattr),
         ("fsync_timeout", "500ms", |o| {
             o.fsync_timeout == Duration::from_millis(500)
         }),
@@ -273,6 +274,7 @@ fn a_bad_value_names_key_value_and_what_is_accepted() {
         ("rw", "x", "accepted is true or false"),
         ("check", "x", "accepted is true or false"),
         ("exclusive", "x", "accepted is true or false"),
+        ("xattr", "x", "accepted is true or false"),
         (
             "uid",
             "root",
@@ -551,6 +553,7 @@ fn canonical_pairs_hold_no_secret_and_give_the_same_options_again() {
         &[
             ("url", "memory://x/y"),
             ("exclusive", ""),
+            ("xattr", "yes"),
             ("check", "no"),
             ("overlap", "allow"),
         ],

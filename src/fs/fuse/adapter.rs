@@ -569,6 +569,7 @@ impl Filesystem for FuseAdapter {
         self.dispatch.answered();
     }
 
+    // ENOSYS is what the kernel takes for no, once and for all: else it asks for an attribute before every write.
     fn setxattr(
         &self,
         request: &Request,
@@ -579,6 +580,9 @@ impl Filesystem for FuseAdapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        if !self.fs.has_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
         let mode = match flags {
             0 => XattrMode::Set,
             nix::libc::XATTR_CREATE => XattrMode::Create,
@@ -604,6 +608,9 @@ impl Filesystem for FuseAdapter {
         size: u32,
         reply: ReplyXattr,
     ) {
+        if !self.fs.has_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         self.dispatch.ask(
             request,
@@ -614,6 +621,9 @@ impl Filesystem for FuseAdapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.fs.has_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
         let fs = Arc::clone(&self.fs);
         self.dispatch.ask(
             request,
@@ -624,6 +634,9 @@ impl Filesystem for FuseAdapter {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if !self.fs.has_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         self.dispatch.make_once(
             &self.fs,

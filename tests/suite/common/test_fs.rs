@@ -384,6 +384,7 @@ impl TestFs {
             },
             read_only: false,
             metadata_ttl: TTL,
+            xattr: true,
             write,
             fsync_timeout: Duration::from_secs(20),
             part_size: PART as u64,
