@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use self::table::{Rows, Table, unreadable};
@@ -53,8 +52,10 @@ pub(crate) struct Kept {
 /// What an earlier process has kept.
 #[derive(Debug, Default)]
 pub(crate) struct LeftOpen {
-    /// The inodes that the kernel knew.
-    pub(crate) nodes: FxHashMap<u64, KeptNode>,
+    /// The directories that the kernel knew.
+    pub(crate) directories: BTreeMap<u64, KeptNode>,
+    /// The other inodes that it knew.
+    pub(crate) files: Vec<(u64, KeptNode)>,
     /// Those of them that were open and that the journal may not have.
     pub(crate) inodes: HashMap<u64, KeptInode>,
     /// The open files and directories.
@@ -247,13 +248,17 @@ impl LeftOpen {
 
     fn of(rows: &Rows) -> io::Result<Self> {
         let mut left = Self::default();
-        left.nodes.reserve(rows.count());
+        left.files.reserve(rows.count());
         for row in rows.iter() {
             let id = row.id;
             match row.kind {
                 NODE => {
                     left.last_ino = left.last_ino.max(id);
-                    left.nodes.insert(id, node_of(&row.bytes)?);
+                    let node = node_of(&row.bytes)?;
+                    match node.is_directory {
+                        true => drop(left.directories.insert(id, node)),
+                        false => left.files.push((id, node)),
+                    }
                 }
                 INODE => {
                     left.inodes.insert(id, row.read()?);

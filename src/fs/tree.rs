@@ -362,6 +362,11 @@ impl Tree {
         inode
     }
 
+    /// So many inodes more are about to be known.
+    pub(crate) fn reserve(&mut self, inodes: usize) {
+        self.nodes.reserve(inodes);
+    }
+
     /// No number up to `ino` is given to anything new.
     pub(crate) fn reserve_inos(&mut self, ino: Option<u64>) {
         self.next_ino = self.next_ino.max(ino.unwrap_or(0) + 1);

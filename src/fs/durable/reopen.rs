@@ -1,11 +1,9 @@
 //! How what the kernel knows of the volume comes back when another process goes on: inodes by their numbers, open files
 //! by theirs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
-
-use rustc_hash::FxHashMap;
 
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
@@ -27,16 +25,18 @@ impl FileSystem {
         doomed: &HashMap<Key, SentObject>,
     ) -> Result<(), FsError> {
         let LeftOpen {
-            mut nodes,
+            mut directories,
+            files,
             inodes,
             handles,
             ..
         } = left;
-        // Directories first, as a rule: they were told of before what is in them.
-        let mut inos: Vec<u64> = nodes.keys().copied().collect();
-        inos.sort_unstable();
-        for ino in inos {
-            self.replace_node(tree, &mut nodes, ino, &inodes, doomed);
+        while let Some(ino) = directories.keys().next().copied() {
+            self.replace_directory(tree, &mut directories, ino, &inodes, doomed);
+        }
+        tree.reserve(files.len());
+        for (ino, node) in files {
+            self.replace_node(tree, ino, node, &inodes, doomed);
         }
         if let Some(root) = inodes.get(&ROOT) {
             let inode = self.known(tree, ROOT, true);
@@ -51,11 +51,11 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Puts an inode where it was, below directories that are put where they were first.
-    fn replace_node(
+    /// Puts a directory where it was, below those that are put where they were first.
+    fn replace_directory(
         &self,
         tree: &mut Tree,
-        nodes: &mut FxHashMap<u64, KeptNode>,
+        directories: &mut BTreeMap<u64, KeptNode>,
         ino: u64,
         inodes: &HashMap<u64, KeptInode>,
         doomed: &HashMap<Key, SentObject>,
@@ -63,7 +63,7 @@ impl FileSystem {
         let mut path = Vec::new();
         let mut at = ino;
         // Whatever is taken off the map is not come back to: a loop ends.
-        while let Some(node) = nodes.remove(&at) {
+        while let Some(node) = directories.remove(&at) {
             let parent = node.place.as_ref().map(|(parent, _)| *parent);
             path.push((at, node));
             match parent {
@@ -72,26 +72,38 @@ impl FileSystem {
             }
         }
         for (ino, node) in path.into_iter().rev() {
-            if tree.inode(ino).is_some() {
-                tree.note_kept(ino);
-                continue;
-            }
-            let place = node.place.filter(|(parent, name)| {
-                let is_free = tree.child(*parent, name).is_none();
-                // A million keys take a second to spell.
-                let spell = || tree.child_key(*parent, name, node.is_directory);
-                let is_there =
-                    doomed.is_empty() || spell().is_some_and(|key| !doomed.contains_key(&key));
-                // What is clean is an object.
-                let has_object = inodes.get(&ino).is_none_or(|inode| inode.remote.is_some());
-                let is_below = tree.is_directory(*parent) == Some(true);
-                is_below && is_free && is_there && (has_object || node.is_directory)
-            });
-            match place {
-                Some((parent, name)) => tree.reopen(ino, parent, &name, node.is_directory),
-                None => {
-                    tree.restore_nameless(ino, node.is_directory);
-                }
+            self.replace_node(tree, ino, node, inodes, doomed);
+        }
+    }
+
+    /// Puts an inode where it was, if that is below a directory that is there.
+    fn replace_node(
+        &self,
+        tree: &mut Tree,
+        ino: u64,
+        node: KeptNode,
+        inodes: &HashMap<u64, KeptInode>,
+        doomed: &HashMap<Key, SentObject>,
+    ) {
+        if tree.inode(ino).is_some() {
+            tree.note_kept(ino);
+            return;
+        }
+        let place = node.place.filter(|(parent, name)| {
+            let is_free = tree.child(*parent, name).is_none();
+            // A million keys take a second to spell.
+            let spell = || tree.child_key(*parent, name, node.is_directory);
+            let is_there =
+                doomed.is_empty() || spell().is_some_and(|key| !doomed.contains_key(&key));
+            // What is clean is an object.
+            let has_object = inodes.get(&ino).is_none_or(|inode| inode.remote.is_some());
+            let is_below = tree.is_directory(*parent) == Some(true);
+            is_below && is_free && is_there && (has_object || node.is_directory)
+        });
+        match place {
+            Some((parent, name)) => tree.reopen(ino, parent, &name, node.is_directory),
+            None => {
+                tree.restore_nameless(ino, node.is_directory);
             }
         }
     }

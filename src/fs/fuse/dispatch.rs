@@ -185,7 +185,9 @@ impl Known {
         lookups: Vec<(u64, u64)>,
     ) -> Arc<Self> {
         let is_there = |(ino, times): &(u64, u64)| fs.remember_times(*ino, *times);
-        let nlookup = lookups.into_iter().filter(is_there).collect();
+        let mut nlookup = FxHashMap::default();
+        nlookup.reserve(lookups.len());
+        nlookup.extend(lookups.into_iter().filter(is_there));
         Arc::new(Self {
             fs,
             connection,
