@@ -78,8 +78,8 @@ impl FuseMounter {
     /// others are left behind, for mounting anew to heal.
     pub async fn open(base_dir: &Path, host: Host) -> Result<Self, MountError> {
         let base_dir = base_dir.to_path_buf();
-        let kept = Arc::new(Kept::of_volumes(Arc::clone(&host.worker)));
-        kept.check_formats().map_err(of_another_release)?;
+        let kept = Kept::of_volumes(Arc::clone(&host.worker)).map_err(of_another_release)?;
+        let kept = Arc::new(kept);
         // Whoever takes over mounts has nothing to clear; and as long as nobody serves them, looking at other
         // processes may take for ever.
         let takes_over = !kept.labels().is_empty();
@@ -198,8 +198,8 @@ pub async fn mount_at(
     options: &Options,
     host: Host,
 ) -> Result<Box<dyn Mount>, MountError> {
-    let kept = Arc::new(Kept::of_one_mount(Arc::clone(&host.worker)));
-    kept.check_formats().map_err(of_another_release)?;
+    let kept = Kept::of_one_mount(Arc::clone(&host.worker)).map_err(of_another_release)?;
+    let kept = Arc::new(kept);
     let filesystems = FileSystems::new(host, Arc::clone(&kept));
     if let Some(label) = kept.ended().first() {
         return Ok(Box::new(

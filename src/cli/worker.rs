@@ -23,7 +23,7 @@ use nix::unistd::getppid;
 use parking_lot::Mutex;
 
 use super::mount::time;
-use crate::fs::fuse::{Served, SessionEnd};
+use crate::fs::fuse::Served;
 use crate::fs::{Format, Formats};
 use crate::keeper::{self, Inherited, Keeper, KeptBy};
 
@@ -145,15 +145,15 @@ pub struct Worker {
 /// The sessions that a worker serves until their ends, and the next one will.
 #[derive(Debug, Default)]
 struct Sessions {
-    served: Vec<(Served, SessionEnd)>,
+    served: Vec<Served>,
     /// It is not on trial any more: what they leave is of its own format.
     are_trusted: bool,
 }
 
 impl Sessions {
     fn alive(&mut self) -> impl Iterator<Item = &Served> {
-        self.served.retain(|(_, end)| !end.has_come());
-        self.served.iter().map(|(session, _)| session)
+        self.served.retain(Served::is_alive);
+        self.served.iter()
     }
 }
 
@@ -305,12 +305,13 @@ impl Worker {
     }
 
     /// This process serves a session that is kept for the next worker.
-    pub(super) fn serve(&self, session: Served, end: SessionEnd) {
+    pub(super) fn serve(&self, session: Served) {
         let mut sessions = self.served.lock();
         if sessions.are_trusted {
             session.set_format(self.newest);
         }
-        sessions.served.push((session, end));
+        sessions.served.retain(Served::is_alive);
+        sessions.served.push(session);
     }
 
     /// Leaves what is kept to the next worker, once what was asked of this one is answered. No destructor runs, since

@@ -21,7 +21,7 @@ use crate::plugin::bucket::MountError;
 use crate::store::{Bucket, StoreError};
 
 /// How often a file system that nobody uses is asked whether all of it is in the bucket.
-pub(super) const PENDING_POLL: Duration = Duration::from_millis(250);
+const PENDING_POLL: Duration = Duration::from_millis(250);
 
 /// What two volumes have to have in common to be the same files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -307,9 +307,7 @@ impl Held {
     /// Nobody uses it, and it has changes that are not in the bucket: it lives on until they are, or until
     /// somebody uses it again.
     async fn close_when_settled(self, filesystem: Arc<FileSystem>) {
-        while filesystem.has_pending() {
-            tokio::time::sleep(PENDING_POLL).await;
-        }
+        settled(&filesystem).await;
         drop(filesystem);
         self.close_if_unused().await;
     }
@@ -336,6 +334,13 @@ impl Held {
         {
             slots.remove(&self.place);
         }
+    }
+}
+
+/// Waits until all of it is in the bucket.
+pub(super) async fn settled(filesystem: &FileSystem) {
+    while filesystem.has_pending() {
+        tokio::time::sleep(PENDING_POLL).await;
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::filesystems::{Lease, PENDING_POLL, filed_under};
+use super::filesystems::{Lease, filed_under, settled};
 use crate::cli::worker::Worker;
 use crate::fs::FileSystem;
 use crate::fs::fuse::connection::LeftConnection;
@@ -43,17 +43,19 @@ pub(super) struct Orphaned {
 }
 
 impl Kept {
-    /// What a daemon has.
-    pub(super) fn of_volumes(worker: Arc<Worker>) -> Self {
+    /// What a daemon has. Fails if there is anything of another release that this one cannot read: then nothing is
+    /// taken or forgotten, and the one that can goes on with it.
+    pub(super) fn of_volumes(worker: Arc<Worker>) -> io::Result<Self> {
         Self::of(worker, true)
     }
 
-    /// What a process has that is for one mount.
-    pub(super) fn of_one_mount(worker: Arc<Worker>) -> Self {
+    /// Likewise, what a process has that is for one mount.
+    pub(super) fn of_one_mount(worker: Arc<Worker>) -> io::Result<Self> {
         Self::of(worker, false)
     }
 
-    fn of(worker: Arc<Worker>, is_of_volumes: bool) -> Self {
+    fn of(worker: Arc<Worker>, is_of_volumes: bool) -> io::Result<Self> {
+        check_formats(&worker)?;
         let labels = of_kind(&worker, DEVICE);
         let device = |label: String| {
             let device = worker.take(&format!("{DEVICE}{label}")).pop()?;
@@ -78,7 +80,7 @@ impl Kept {
                 kept.forget_files(&label);
             }
         }
-        kept
+        Ok(kept)
     }
 
     /// What a volume's descriptors are called: a name of its own may be longer than is allowed.
@@ -146,25 +148,12 @@ impl Kept {
     /// This process serves the session, and will hand it over.
     pub(super) fn serve(&self, session: &Session, connection: &Arc<Connection>, lease: &Lease) {
         let served = Served::new(session, connection, lease.filesystem());
-        self.worker.serve(served, session.end());
+        self.worker.serve(served);
     }
 
     /// The formats of what this process leaves.
     pub(super) fn formats(&self) -> Formats {
         self.worker.formats()
-    }
-
-    /// Fails if there is anything of another release that this one cannot read: then nothing is taken, and the one that
-    /// can goes on with it.
-    pub(super) fn check_formats(&self) -> io::Result<()> {
-        let is_table = |name: &String| name.starts_with(CONNECTION) || name.starts_with(FILES);
-        let mut names = self.worker.names().into_iter().filter(is_table);
-        names.try_for_each(|name| {
-            self.worker.check(&name, |memory| {
-                let checked = check_format(memory, self.formats());
-                checked.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))
-            })
-        })
     }
 
     /// Whether it is a daemon's.
@@ -175,9 +164,7 @@ impl Kept {
     /// The one mount that the process is for has ended: that is forgotten only when all of it is in the bucket. A process
     /// that has to go on with that must not mount anew.
     pub(super) async fn forget_settled(&self, label: &str, filesystem: &FileSystem) {
-        while filesystem.has_pending() {
-            tokio::time::sleep(PENDING_POLL).await;
-        }
+        settled(filesystem).await;
         self.forget(label);
     }
 
@@ -205,6 +192,17 @@ impl Kept {
             tracing::warn!(label, %error, "the keeper goes on keeping what is no more");
         }
     }
+}
+
+fn check_formats(worker: &Worker) -> io::Result<()> {
+    let is_table = |name: &String| name.starts_with(CONNECTION) || name.starts_with(FILES);
+    let mut names = worker.names().into_iter().filter(is_table);
+    names.try_for_each(|name| {
+        worker.check(&name, |memory| {
+            let checked = check_format(memory, worker.formats());
+            checked.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))
+        })
+    })
 }
 
 /// The labels of what an earlier process has stored of this kind, and nobody has taken.

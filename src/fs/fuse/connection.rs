@@ -197,6 +197,11 @@ impl Connection {
         self.note(self.table.put(HANDED_OVER, 0, &[]));
     }
 
+    /// Whether the kernel can send again what is left unanswered.
+    pub(super) fn resends(&self) -> bool {
+        self.resends.load(Ordering::Relaxed)
+    }
+
     /// A number that no other connection has.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -231,7 +236,7 @@ impl Connection {
     /// A request waits for something, and others will come before it is answered: `true` if that has to be noted. A
     /// kernel that cannot send it again has nothing to find it by but its number.
     pub(super) fn begin_to_wait(&self, unique: u64) -> bool {
-        let is_noted = !self.resends.load(Ordering::Relaxed);
+        let is_noted = !self.resends();
         if is_noted {
             self.note(self.table.put(REQUEST, unique, &[0]));
         }

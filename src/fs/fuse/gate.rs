@@ -5,8 +5,8 @@
 //! waits in the kernel for the next process.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nix::sys::statfs::statfs;
@@ -67,14 +67,13 @@ impl Gate {
     }
 }
 
-/// A session that can be handed over.
+/// A session that can be handed over. It holds nothing that the session's end would let go.
 #[derive(Debug, Clone)]
 pub struct Served {
-    connection: Arc<Connection>,
-    filesystem: Arc<FileSystem>,
+    connection: Weak<Connection>,
+    filesystem: Weak<FileSystem>,
     /// What is asked by ourselves goes there.
     mountpoint: PathBuf,
-    resends: bool,
 }
 
 impl Served {
@@ -85,17 +84,26 @@ impl Served {
         filesystem: &Arc<FileSystem>,
     ) -> Self {
         Self {
-            connection: Arc::clone(connection),
-            filesystem: Arc::clone(filesystem),
+            connection: Arc::downgrade(connection),
+            filesystem: Arc::downgrade(filesystem),
             mountpoint: session.attachment().path().to_owned(),
-            resends: session.agreement().resends(),
         }
+    }
+
+    /// Whether the session has not ended.
+    pub fn is_alive(&self) -> bool {
+        self.connection.strong_count() > 0
     }
 
     /// What the next process finds is of this format from now on. Tables first: see [`crate::fs::Format`].
     pub fn set_format(&self, format: Format) {
-        let done = self.connection.set_format(format);
-        if let Err(error) = done.and_then(|()| self.filesystem.set_format(format)) {
+        let (Some(connection), Some(filesystem)) =
+            (self.connection.upgrade(), self.filesystem.upgrade())
+        else {
+            return;
+        };
+        let done = connection.set_format(format);
+        if let Err(error) = done.and_then(|()| filesystem.set_format(format)) {
             let mountpoint = self.mountpoint.display();
             tracing::error!(%mountpoint, %error, "what is left to the next worker stays of the format before");
         }
@@ -104,11 +112,14 @@ impl Served {
     /// Reads no more requests, answers those that were read, and notes that this process ends by itself. It must end
     /// then. After a limit it may: what is left unanswered the kernel sends again, or interrupts before 6.9.
     pub async fn hand_over(&self) {
-        let limit = match self.resends {
+        let Some(connection) = self.connection.upgrade() else {
+            return;
+        };
+        let limit = match connection.resends() {
             true => LIMIT,
             false => LIMIT_OF_OLD_KERNELS,
         };
-        let gate = &self.connection.gate;
+        let gate = &connection.gate;
         gate.is_shut.store(true, Ordering::SeqCst);
         self.wake_threads();
         let rest = async {
@@ -123,7 +134,7 @@ impl Served {
                 "left to the next worker unanswered",
             );
         }
-        self.connection.hand_over();
+        connection.hand_over();
     }
 
     /// Asks what no cache answers, once for each thread. What finds no thread any more is dropped with this process. If

@@ -31,4 +31,4 @@ pub use connection::Connection;
 pub use gate::Served;
 pub use handshake::{Agreement, Unanswered};
 pub use mount::{AttachError, Attachment, FuseDevice, MountRequest};
-pub use session::{Session, SessionEnd, SessionError};
+pub use session::{Session, SessionError};
