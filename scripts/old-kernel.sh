@@ -17,6 +17,11 @@ place="$tools/debian-12-kernel"
 # What the tests of mounts start.
 programs=(cat curl dash flock fusermount3 mkdir mount mv rm rmdir setpriv sleep timeout umount wc)
 
+# The package of the newest kernel that apt knows; nothing if it knows none.
+newest() {
+    apt-cache depends "$package" | sed -n 's/.*Depends: \(linux-image-6\.1\.[^ ]*\)$/\1/p'
+}
+
 get() {
     [ "$(uname -m)" = x86_64 ] || die "only on x86_64"
     mkdir -p "$place"
@@ -26,10 +31,10 @@ get() {
     [ ! -e "$place/release" ] || return 0
     has apt-get && has dpkg-deb || die "Debian's package of the kernel is fetched by apt-get, which is not here"
     local kernel unpacked="$place/unpacked"
-    kernel="$(apt-cache depends "$package" | sed -n 's/.*Depends: \(linux-image-6\.1\.[^ ]*\)$/\1/p')"
+    kernel="$(newest)"
     if [ -z "$kernel" ]; then
         as_root apt-get -qq update
-        kernel="$(apt-cache depends "$package" | sed -n 's/.*Depends: \(linux-image-6\.1\.[^ ]*\)$/\1/p')"
+        kernel="$(newest)"
     fi
     [ -n "$kernel" ] || die "apt-get knows no $package of Debian 12: its sources are another release's"
     rm -rf "$unpacked"

@@ -18,6 +18,16 @@ pub(crate) fn bounded(seconds: u32, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Says that this machine cannot run a test, which is a failure where that counts.
+#[expect(
+    clippy::print_stderr,
+    reason = "a test that did not run must not pass for one that did"
+)]
+pub(crate) fn cannot_run(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    eprintln!("NOT RUN: {why}");
+}
+
 /// Runs the command to its end, whatever that is.
 pub(crate) fn output(command: &mut Command) -> Output {
     command

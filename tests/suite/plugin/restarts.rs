@@ -43,13 +43,19 @@ async fn a_start_mounts_what_a_dead_daemon_left_to_containers_until_they_let_go(
     eventually("the detach", || rig.mounter.live.load(SeqCst) == 0).await;
 }
 
-/// The engine has been answered, and has not started the container yet.
-#[tokio::test]
-async fn a_mount_of_the_daemon_before_is_waited_for_by_the_container_that_is_to_have_it() {
+/// A daemon that has gone on with the mount of `v`.
+async fn gone_on() -> Rig {
     let rig = Rig::new();
     rig.created("v", "bucket=bbb").await;
     rig.mounter.left_behind.lock().insert("v".to_owned());
     rig.driver.heal().await;
+    rig
+}
+
+/// The engine has been answered, and has not started the container yet.
+#[tokio::test]
+async fn a_mount_of_the_daemon_before_is_waited_for_by_the_container_that_is_to_have_it() {
+    let rig = gone_on().await;
     // Many looks of the sweeper's, and the end of another container.
     rig.unmounted("v", "another").await;
     sleep(Duration::from_millis(200)).await;
@@ -63,10 +69,7 @@ async fn a_mount_of_the_daemon_before_is_waited_for_by_the_container_that_is_to_
 
 #[tokio::test]
 async fn a_mount_of_the_daemon_before_that_nobody_comes_for_goes() {
-    let rig = Rig::new();
-    rig.created("v", "bucket=bbb").await;
-    rig.mounter.left_behind.lock().insert("v".to_owned());
-    rig.driver.heal().await;
+    let rig = gone_on().await;
     assert_eq!(rig.mounter.live.load(SeqCst), 1);
     rig.sessions(0).await;
 }
