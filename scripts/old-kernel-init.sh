@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first process of the virtual machine of scripts/old-kernel.sh: runs /work, says how that ended, and turns off.
+# The first process of the virtual machine of scripts/old-kernel.sh: runs /etc/command, says how that ended, and turns off.
 export PATH=/bin HOME=/ TMPDIR=/var/tmp
 /bin/busybox mkdir -p /bin/applets
 /bin/busybox --install -s /bin/applets
@@ -15,7 +15,7 @@ insmod /fuse.ko
 # As udev leaves it.
 chmod 0666 /dev/fuse
 echo "Linux $(uname -r)"
-sh /work
+sh /etc/command
 echo $? >/dev/ttyS1
 sync
 poweroff -f

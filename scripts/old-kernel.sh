@@ -88,7 +88,7 @@ make_root() {
             printf 'export %s=%q\n' "$name" "${!name}"
         done
         printf '%q ' "$@"
-    } >"$root/work"
+    } >"$root/etc/command"
 }
 
 [ $# -gt 0 ] || die "get, or a program"
