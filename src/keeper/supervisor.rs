@@ -375,14 +375,15 @@ impl Supervisor {
                 }
             }
             Action::Wait(delay) => {
-                tracing::warn!("{}; the next worker starts in {delay:?}", self.crash());
+                tracing::warn!("{}; the next worker starts {}", self.crash(), When(delay));
             }
             Action::FallBack(delay) => {
                 self.candidate = None;
                 tracing::error!(
-                    "{}; the new executable at {} has failed; the old one starts in {delay:?}",
+                    "{}; the new executable at {} has failed; the old one starts {}",
                     self.crash(),
-                    self.proven.path().display()
+                    self.proven.path().display(),
+                    When(delay),
                 );
             }
             Action::Adopt => {
@@ -461,6 +462,18 @@ impl Supervisor {
         tracing::error!(
             "the keeper stays what it is, since it cannot become the new executable: {error}"
         );
+    }
+}
+
+/// How long something waits, as a person would say it.
+struct When(Duration);
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Duration::ZERO => f.write_str("at once"),
+            delay => write!(f, "in {delay:?}"),
+        }
     }
 }
 

@@ -271,8 +271,8 @@ fn a_worker_that_hangs_is_killed_and_replaced() {
 fn a_crash_loop_backs_off() {
     let rig = Rig::new("crash");
     let mut keeper = rig.start("");
-    for delay in ["100ms", "200ms", "400ms", "500ms"] {
-        keeper.expect(&format!("the next worker starts in {delay}"));
+    for delay in ["at once", "in 100ms", "in 200ms", "in 400ms", "in 500ms"] {
+        keeper.expect(&format!("the next worker starts {delay}"));
     }
     rig.behave("serve");
     keeper.worker();

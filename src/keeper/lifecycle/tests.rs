@@ -65,7 +65,7 @@ fn a_worker_that_was_ready_is_replaced_however_it_ends() {
     for end in [CRASH, Ended(End::Exited(0)), Ended(End::Exited(1))] {
         play(&[
             (1, Ready, Nothing),
-            (2, end, Wait(ms(100))),
+            (2, end, Wait(ms(0))),
             (3, Tick, Start(Proven)),
             (4, Ready, Nothing),
         ]);
@@ -85,7 +85,7 @@ fn a_worker_that_says_so_ends_the_keeper_by_its_own_end() {
     play(&[
         (1, Ready, Nothing),
         (2, Stopping, Nothing),
-        (3, CRASH, Wait(ms(100))),
+        (3, CRASH, Wait(ms(0))),
     ]);
 }
 
@@ -93,16 +93,16 @@ fn a_worker_that_says_so_ends_the_keeper_by_its_own_end() {
 fn a_crash_loop_backs_off_until_a_worker_was_healthy_for_a_while() {
     play(&[
         (0, Ready, Nothing),
-        (1, CRASH, Wait(ms(100))),
+        (1, CRASH, Wait(ms(0))),
         (2, Tick, Start(Proven)),
         (2, CRASH, Wait(ms(200))),
         (3, Tick, Start(Proven)),
         (3, Ready, Nothing),
-        (4, CRASH, Wait(ms(400))),
+        (4, CRASH, Wait(ms(200))),
         (5, Tick, Start(Proven)),
         (5, Ready, Nothing),
         (30, Heartbeat, Nothing),
-        (55, CRASH, Wait(ms(100))),
+        (55, CRASH, Wait(ms(0))),
     ]);
 }
 
@@ -115,7 +115,7 @@ fn a_silent_worker_is_killed_and_replaced_once_it_is_gone() {
         (50, Tick, Kill("no heartbeat")),
         (55, Tick, Nothing),
         (60, Heartbeat, Nothing),
-        (70, GONE, Wait(ms(100))),
+        (70, GONE, Wait(ms(0))),
         (71, Tick, Start(Proven)),
     ]);
     play(&[
@@ -139,7 +139,7 @@ fn a_host_that_stood_still_is_no_fault_of_the_worker() {
 fn a_start_after_a_crash_takes_as_long_as_it_shows_signs_of_life() {
     play(&[
         (0, Ready, Nothing),
-        (1, CRASH, Wait(ms(100))),
+        (1, CRASH, Wait(ms(0))),
         (2, Tick, Start(Proven)),
         (50, Heartbeat, Nothing),
         (70, Heartbeat, Nothing),
@@ -180,7 +180,7 @@ fn a_worker_that_hangs_while_it_drains_is_killed_and_the_keeper_ends() {
 fn a_request_to_stop_between_two_workers_waits_for_the_one_that_drains() {
     play(&[
         (0, Ready, Nothing),
-        (1, CRASH, Wait(ms(100))),
+        (1, CRASH, Wait(ms(0))),
         (1, Stop(SIGTERM), Nothing),
         (2, Tick, Start(Proven)),
         (3, Ready, Pass(SIGTERM)),
@@ -189,14 +189,14 @@ fn a_request_to_stop_between_two_workers_waits_for_the_one_that_drains() {
     // A second request does not wait.
     play(&[
         (0, Ready, Nothing),
-        (1, CRASH, Wait(ms(100))),
+        (1, CRASH, Wait(ms(0))),
         (1, Stop(SIGTERM), Nothing),
         (1, Stop(SIGTERM), Action::End(143)),
     ]);
     // Nobody gets ready.
     play(&[
         (0, Ready, Nothing),
-        (1, CRASH, Wait(ms(100))),
+        (1, CRASH, Wait(ms(0))),
         (1, Stop(SIGTERM), Nothing),
         (2, Tick, Start(Proven)),
         (3, Ended(End::Exited(1)), Action::End(1)),
@@ -245,7 +245,7 @@ fn a_candidate_that_fails_gives_way_to_the_proven_executable() {
             (63, GONE, FallBack(ms(100))),
         ],
         &[(3, Ended(End::Exited(1)), FallBack(ms(100)))],
-        &[(4, Ready, Nothing), (50, CRASH, FallBack(ms(100)))],
+        &[(4, Ready, Nothing), (50, CRASH, FallBack(ms(0)))],
     ];
     for failure in failures {
         let mut story = restart.to_vec();
@@ -254,7 +254,7 @@ fn a_candidate_that_fails_gives_way_to_the_proven_executable() {
         story.extend([
             (after, Tick, Start(Proven)),
             (after, Ready, Nothing),
-            (after + 1, CRASH, Wait(ms(200))),
+            (after + 1, CRASH, Wait(ms(100))),
         ]);
         play(&story);
     }
@@ -264,7 +264,7 @@ fn a_candidate_that_fails_gives_way_to_the_proven_executable() {
 fn a_restart_mends_a_crash_loop_at_once() {
     play(&[
         (0, Ready, Nothing),
-        (1, CRASH, Wait(ms(100))),
+        (1, CRASH, Wait(ms(0))),
         (1, Restart, Start(Candidate)),
     ]);
     play(&[
