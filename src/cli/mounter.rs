@@ -164,12 +164,13 @@ impl Shared {
         let (kept, filesystems) = (&self.kept, &self.filesystems);
         if let Some(orphaned) = kept.take(&label) {
             match resume(kept, filesystems, &label, None, &spec.options, orphaned).await {
-                Ok(mount) => {
+                Ok(Some(mount)) => {
                     return Ok(FuseMount {
                         place: Some(place),
                         ..mount
                     });
                 }
+                Ok(None) => {}
                 Err(error) => {
                     kept.forget(&label);
                     tracing::error!(volume = %place.name, %error, "a mount could not be gone on with, mounting anew");
@@ -210,8 +211,10 @@ pub async fn mount_at(
         && let Some(orphaned) = kept.take(&label)
     {
         let journal = Some(label.as_str());
-        let mount = resume(&kept, &filesystems, &label, journal, options, orphaned).await?;
-        return Ok(Box::new(mount));
+        let resumed = resume(&kept, &filesystems, &label, journal, options, orphaned).await?;
+        if let Some(mount) = resumed {
+            return Ok(Box::new(mount));
+        }
     }
     let dir = dir.to_path_buf();
     let shown = dir.display().to_string();
@@ -269,21 +272,26 @@ async fn start(
     Ok(FuseMount::serving(kept, label, session, lease))
 }
 
-/// Goes on with the connection of an earlier process. On an error it is lost: whoever has it open gets errors.
+/// Goes on with the connection of an earlier process. On an error it is lost: whoever has it open gets errors. `None`:
+/// so it is, and nothing is known of it any more.
 async fn resume(
     kept: &Arc<Kept>,
     filesystems: &FileSystems,
     label: &str,
     journal: Option<&str>,
     options: &Options,
-    orphaned: Orphaned,
-) -> Result<FuseMount, MountError> {
-    let Orphaned {
-        device,
-        connection,
-        mut left,
-    } = orphaned;
+    mut orphaned: Orphaned,
+) -> Result<Option<FuseMount>, MountError> {
     let lease = filesystems.acquire_mounted(options, journal).await?;
+    let (connection, mut left) = match orphaned.connection().await {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::error!(label, "a mount of the process before is lost: {error}");
+            kept.forget(label);
+            lease.release().await;
+            return Ok(None);
+        }
+    };
     let agreement = left.terms.agreement().clone();
     let attachment = left.terms.attachment().map_err(refused)?;
     let connection = Arc::new(connection);
@@ -293,7 +301,7 @@ async fn resume(
     let interrupted = unanswered.clone();
     let resumed = Session::resume(
         adapter,
-        device,
+        orphaned.device,
         attachment,
         agreement,
         unanswered,
@@ -303,7 +311,7 @@ async fn resume(
         Ok(session) => {
             connection.interrupted(&interrupted);
             kept.serve(&session, &connection, &lease);
-            Ok(FuseMount::serving(kept, label, session, lease))
+            Ok(Some(FuseMount::serving(kept, label, session, lease)))
         }
         Err(error) => {
             lease.release().await;

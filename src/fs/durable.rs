@@ -17,7 +17,6 @@ use super::filesystem::FileSystem;
 use super::inode::{Attempt, Inode, InodeState, Linked, Remote, Unsent};
 use super::journal::record::{ChangedDirectory, ChangedInode, Record, SentObject};
 use super::kept::KeptInode;
-use super::staging::StagedContent;
 use super::tree::{ROOT, Tree};
 use crate::store::{Key, ObjectVersion};
 
@@ -391,7 +390,7 @@ impl FileSystem {
             return;
         }
         // A crash of the host may still undo what takes the inode away: then it is to be there, and whole.
-        if state.staged.as_ref().is_some_and(StagedContent::is_kept) && !goes_on {
+        if state.staged.as_ref().is_some_and(|staged| staged.is_kept()) && !goes_on {
             self.staging.retire(ino);
         }
         if is_clean {

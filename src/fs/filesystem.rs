@@ -350,10 +350,8 @@ impl FileSystem {
         if !error.is_transient() {
             let mut state = inode.state.lock();
             let count = state.failure.as_ref().map_or(0, |failure| failure.count) + 1;
-            state.failure = Some(UploadFailure {
-                count,
-                error: error.clone(),
-            });
+            let error = error.clone();
+            state.failure = Some(Box::new(UploadFailure { count, error }));
         }
     }
 

@@ -99,7 +99,7 @@ pub(crate) struct InodeState {
     /// over another, or its bytes were brought elsewhere.
     pub(crate) overwrites: Option<ObjectVersion>,
     /// The content, while it differs from the object's.
-    pub(crate) staged: Option<StagedContent>,
+    pub(crate) staged: Option<Box<StagedContent>>,
     pub(crate) unsent: Unsent,
     /// Counts local changes, so that an upload knows whether it has caught up.
     pub(crate) change: u64,
@@ -121,7 +121,7 @@ pub(crate) struct InodeState {
     /// It is under way.
     pub(crate) sending: bool,
     /// The last upload failed so that waiting will not mend it.
-    pub(crate) failure: Option<UploadFailure>,
+    pub(crate) failure: Option<Box<UploadFailure>>,
 }
 
 impl Inode {

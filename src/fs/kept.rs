@@ -4,12 +4,13 @@
 //! What is not in the bucket yet is the journal's, and where both have something the journal is right. A row is written
 //! before the kernel is told of what it is about; an open inode is in the journal or has a row of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use self::table::{Rows, Table, unreadable};
@@ -57,7 +58,7 @@ pub(crate) struct LeftOpen {
     /// The other inodes that it knew.
     pub(crate) files: Vec<(u64, KeptNode)>,
     /// Those of them that were open and that the journal may not have.
-    pub(crate) inodes: HashMap<u64, KeptInode>,
+    pub(crate) inodes: FxHashMap<u64, KeptInode>,
     /// The open files and directories.
     pub(crate) handles: BTreeMap<u64, KeptHandle>,
     /// No number above this was given to an inode.

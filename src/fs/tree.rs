@@ -6,6 +6,7 @@
 //!
 //! No I/O. Lock order: the tree's lock first, then at most one inode's.
 
+use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -376,33 +377,77 @@ impl Tree {
     /// An inode that an earlier process knew, under the name it had. What the store has there was not asked.
     pub(crate) fn restore(&mut self, ino: u64, parent: u64, name: &Arc<str>, is_directory: bool) {
         let attr = self.unknown_attr(kind_of(is_directory));
-        let inode = Inode::new(ino, attr, false, None);
-        self.link_unconfirmed(parent, name, inode, is_directory, false);
-    }
-
-    /// Likewise, of one that the kernel knows by this number, and that has a row which says where it is.
-    pub(crate) fn reopen(&mut self, ino: u64, parent: u64, name: &Arc<str>, is_directory: bool) {
-        let attr = self.unknown_attr(kind_of(is_directory));
-        let mut inode = Inode::new(ino, attr, false, None);
-        inode.state.get_mut().has_unknown_pages = true;
-        self.link_unconfirmed(parent, name, inode, is_directory, true);
-    }
-
-    fn link_unconfirmed(
-        &mut self,
-        parent: u64,
-        name: &Arc<str>,
-        inode: Inode,
-        is_directory: bool,
-        is_kept: bool,
-    ) {
-        let node = Node {
-            is_kept,
-            ..Node::new(Arc::new(inode), parent, name, is_directory)
-        };
+        let inode = Arc::new(Inode::new(ino, attr, false, None));
+        let node = Node::new(inode, parent, name, is_directory);
         self.link_node(parent, name, node, None);
         if let Some(directory) = self.directory_mut(parent) {
             directory.listed = None;
+        }
+    }
+
+    /// Inodes that the kernel knows by these numbers from an earlier process, and that have rows which say where they
+    /// are: under their names in a directory. Where a name is not free, or the directory not there, they have none.
+    pub(crate) fn reopen(
+        &mut self,
+        parent: u64,
+        is_directory: bool,
+        inodes: impl IntoIterator<Item = (u64, Arc<str>)>,
+    ) {
+        let attr = self.unknown_attr(kind_of(is_directory));
+        self.sequence += 1;
+        let sequence = self.sequence;
+        // Taken out of the directory meanwhile, which is found only once: there may be a million.
+        let mut children = self.directory_mut(parent).map(|directory| {
+            directory.listed = None;
+            std::mem::take(&mut directory.children)
+        });
+        let mut linked = Vec::new();
+        for (ino, name) in inodes {
+            if self.nodes.contains_key(&ino) {
+                self.note_kept(ino);
+                continue;
+            }
+            let slot = children
+                .as_mut()
+                .map(|names| names.entry(Arc::clone(&name)));
+            let Some(Slot::Vacant(free)) = slot else {
+                self.restore_nameless(ino, is_directory);
+                continue;
+            };
+            free.insert(Dentry {
+                ino,
+                changed: sequence,
+                seen: sequence,
+                confirmed: None,
+            });
+            let mut inode = Inode::new(ino, attr, false, None);
+            inode.state.get_mut().has_unknown_pages = true;
+            let node = Node {
+                is_kept: true,
+                ..Node::new(Arc::new(inode), parent, &name, is_directory)
+            };
+            self.nodes.insert(ino, node);
+            if is_directory {
+                linked.push(ino);
+            }
+        }
+        if let (Some(directory), Some(children)) = (self.directory_mut(parent), children) {
+            directory.children = children;
+        }
+        for key in linked
+            .into_iter()
+            .filter_map(|ino| self.key_of(ino))
+            .collect::<Vec<_>>()
+        {
+            self.lay_ghost(&key);
+        }
+    }
+
+    /// Likewise, of one that has no name any more.
+    pub(crate) fn reopen_nameless(&mut self, ino: u64, is_directory: bool) {
+        match self.nodes.contains_key(&ino) {
+            true => self.note_kept(ino),
+            false => drop(self.restore_nameless(ino, is_directory)),
         }
     }
 

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 
 use super::filesystems::{Lease, filed_under, settled};
 use crate::cli::worker::Worker;
@@ -38,8 +39,14 @@ pub(super) struct Kept {
 #[derive(Debug)]
 pub(super) struct Orphaned {
     pub(super) device: FuseDevice,
-    pub(super) connection: Connection,
-    pub(super) left: LeftConnection,
+    reading: JoinHandle<io::Result<(Connection, LeftConnection)>>,
+}
+
+impl Orphaned {
+    /// What the kernel knows on it.
+    pub(super) async fn connection(&mut self) -> io::Result<(Connection, LeftConnection)> {
+        (&mut self.reading).await.map_err(io::Error::other)?
+    }
 }
 
 impl Kept {
@@ -98,26 +105,17 @@ impl Kept {
         &self.ended
     }
 
-    /// Takes the connection of this label, if there is one that can be gone on with.
+    /// Takes the connection of this label, if there is one. What is known of it is read meanwhile: of a million inodes
+    /// that takes a while.
     pub(super) fn take(&self, label: &str) -> Option<Orphaned> {
         let device = self.orphans.lock().remove(label)?;
         let was_killed = self.worker.keeper().predecessor_was_killed();
-        let reopened = match self.take_one(CONNECTION, label) {
-            Some(memory) => Connection::reopen(memory, self.formats(), was_killed),
-            None => Err(io::Error::other("nothing is known of its connection")),
-        };
-        match reopened {
-            Ok((connection, left)) => Some(Orphaned {
-                device,
-                connection,
-                left,
-            }),
-            Err(error) => {
-                tracing::error!(label, "a mount of the process before is lost: {error}");
-                self.forget(label);
-                None
-            }
-        }
+        let (memory, formats) = (self.take_one(CONNECTION, label), self.formats());
+        let reading = tokio::task::spawn_blocking(move || {
+            let memory = memory.ok_or_else(|| io::Error::other("nothing is known of it"))?;
+            Connection::reopen(memory, formats, was_killed)
+        });
+        Some(Orphaned { device, reading })
     }
 
     /// Takes what the kernel knows of the file system of this label.

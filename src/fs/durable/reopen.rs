@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::{DirHandle, FileHandle};
@@ -32,12 +34,9 @@ impl FileSystem {
             ..
         } = left;
         while let Some(ino) = directories.keys().next().copied() {
-            self.replace_directory(tree, &mut directories, ino, &inodes, doomed);
+            replace_directory(tree, &mut directories, ino, doomed);
         }
-        tree.reserve(files.len());
-        for (ino, node) in files {
-            self.replace_node(tree, ino, node, &inodes, doomed);
-        }
+        replace_files(tree, files, &inodes, doomed);
         if let Some(root) = inodes.get(&ROOT) {
             let inode = self.known(tree, ROOT, true);
             let mut state = inode.state.lock();
@@ -51,69 +50,12 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Puts a directory where it was, below those that are put where they were first.
-    fn replace_directory(
-        &self,
-        tree: &mut Tree,
-        directories: &mut BTreeMap<u64, KeptNode>,
-        ino: u64,
-        inodes: &HashMap<u64, KeptInode>,
-        doomed: &HashMap<Key, SentObject>,
-    ) {
-        let mut path = Vec::new();
-        let mut at = ino;
-        // Whatever is taken off the map is not come back to: a loop ends.
-        while let Some(node) = directories.remove(&at) {
-            let parent = node.place.as_ref().map(|(parent, _)| *parent);
-            path.push((at, node));
-            match parent {
-                Some(parent) => at = parent,
-                None => break,
-            }
-        }
-        for (ino, node) in path.into_iter().rev() {
-            self.replace_node(tree, ino, node, inodes, doomed);
-        }
-    }
-
-    /// Puts an inode where it was, if that is below a directory that is there.
-    fn replace_node(
-        &self,
-        tree: &mut Tree,
-        ino: u64,
-        node: KeptNode,
-        inodes: &HashMap<u64, KeptInode>,
-        doomed: &HashMap<Key, SentObject>,
-    ) {
-        if tree.inode(ino).is_some() {
-            tree.note_kept(ino);
-            return;
-        }
-        let place = node.place.filter(|(parent, name)| {
-            let is_free = tree.child(*parent, name).is_none();
-            // A million keys take a second to spell.
-            let spell = || tree.child_key(*parent, name, node.is_directory);
-            let is_there =
-                doomed.is_empty() || spell().is_some_and(|key| !doomed.contains_key(&key));
-            // What is clean is an object.
-            let has_object = inodes.get(&ino).is_none_or(|inode| inode.remote.is_some());
-            let is_below = tree.is_directory(*parent) == Some(true);
-            is_below && is_free && is_there && (has_object || node.is_directory)
-        });
-        match place {
-            Some((parent, name)) => tree.reopen(ino, parent, &name, node.is_directory),
-            None => {
-                tree.restore_nameless(ino, node.is_directory);
-            }
-        }
-    }
-
     fn reopen_handle(
         &self,
         tree: &mut Tree,
         fh: u64,
         handle: &KeptHandle,
-        inodes: &HashMap<u64, KeptInode>,
+        inodes: &FxHashMap<u64, KeptInode>,
     ) -> Result<(), FsError> {
         self.handles.restored(fh, handle.request);
         let (writable, lineage) = match &handle.what {
@@ -158,7 +100,7 @@ impl FileSystem {
             for extent in &content.extents {
                 map.record(std::slice::from_ref(extent));
             }
-            state.staged = Some(self.staging.reopen(ino, map)?);
+            state.staged = Some(Box::new(self.staging.reopen(ino, map)?));
         }
         Ok(())
     }
@@ -171,4 +113,75 @@ impl FileSystem {
             std::mem::take(&mut state.has_unknown_pages)
         })
     }
+}
+
+/// Puts a directory where it was, below those that are put where they were first.
+fn replace_directory(
+    tree: &mut Tree,
+    directories: &mut BTreeMap<u64, KeptNode>,
+    ino: u64,
+    doomed: &HashMap<Key, SentObject>,
+) {
+    let mut path = Vec::new();
+    let mut at = ino;
+    // Whatever is taken off the map is not come back to: a loop ends.
+    while let Some(node) = directories.remove(&at) {
+        let parent = node.place.as_ref().map(|(parent, _)| *parent);
+        path.push((at, node));
+        match parent {
+            Some(parent) => at = parent,
+            None => break,
+        }
+    }
+    for (ino, node) in path.into_iter().rev() {
+        match node
+            .place
+            .filter(|place| !is_doomed(tree, place, true, doomed))
+        {
+            Some((parent, name)) => tree.reopen(parent, true, [(ino, name)]),
+            None => tree.reopen_nameless(ino, true),
+        }
+    }
+}
+
+/// Puts the files where they were, directory by directory.
+fn replace_files(
+    tree: &mut Tree,
+    mut files: Vec<(u64, KeptNode)>,
+    inodes: &FxHashMap<u64, KeptInode>,
+    doomed: &HashMap<Key, SentObject>,
+) {
+    tree.reserve(files.len());
+    let parent_of = |node: &KeptNode| node.place.as_ref().map(|(parent, _)| *parent);
+    files.sort_by_key(|(_, node)| parent_of(node));
+    for siblings in files.chunk_by(|(_, a), (_, b)| parent_of(a) == parent_of(b)) {
+        let mut placed = Vec::with_capacity(siblings.len());
+        for (ino, node) in siblings {
+            // What is clean is an object.
+            let has_object = || inodes.get(ino).is_none_or(|inode| inode.remote.is_some());
+            match &node.place {
+                Some(place) if has_object() && !is_doomed(tree, place, false, doomed) => {
+                    placed.push((*ino, Arc::clone(&place.1)));
+                }
+                _ => tree.reopen_nameless(*ino, false),
+            }
+        }
+        if let Some(parent) = parent_of(&siblings[0].1) {
+            tree.reopen(parent, false, placed);
+        }
+    }
+}
+
+/// Whether what has the name is an object that has lost it.
+fn is_doomed(
+    tree: &Tree,
+    (parent, name): &(u64, Arc<str>),
+    is_directory: bool,
+    doomed: &HashMap<Key, SentObject>,
+) -> bool {
+    // A million keys take a second to spell.
+    !doomed.is_empty()
+        && tree
+            .child_key(*parent, name, is_directory)
+            .is_none_or(|key| doomed.contains_key(&key))
 }

@@ -187,7 +187,7 @@ impl FileSystem {
             changed, content, ..
         } = replayed;
         if let Some(map) = content {
-            state.staged = Some(self.staging.reopen(ino, map)?);
+            state.staged = Some(Box::new(self.staging.reopen(ino, map)?));
         }
         state.attr = changed.attr;
         state.resolved = true;

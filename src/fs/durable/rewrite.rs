@@ -8,7 +8,6 @@ use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::Inode;
 use crate::fs::journal::log::LogError;
 use crate::fs::journal::record::Record;
-use crate::fs::staging::StagedContent;
 
 impl FileSystem {
     /// Writes the journal anew if most of it is about what is long settled.
@@ -59,7 +58,7 @@ impl FileSystem {
                     .iter()
                     .for_each(|record| self.journal.restate(record));
                 let staged = state.staged.as_mut().filter(|staged| staged.is_kept());
-                kept.extend(staged.map(StagedContent::keep));
+                kept.extend(staged.map(|staged| staged.keep()));
             }
         }
         // All of a file is told of at once: what somebody synced is lost with what nobody did.

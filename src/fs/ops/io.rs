@@ -345,9 +345,10 @@ impl FileSystem {
         }
         let staged = match state.staged.take() {
             Some(staged) => staged,
-            None => self
-                .staging
-                .create(ino, state.remote.as_ref().map_or(0, |remote| remote.size))?,
+            None => {
+                let len = state.remote.as_ref().map_or(0, |remote| remote.size);
+                Box::new(self.staging.create(ino, len)?)
+            }
         };
         Ok(state.staged.insert(staged))
     }
@@ -384,7 +385,7 @@ impl FileSystem {
     /// Nobody has an inode open any more that has lost its name. A crash of the host may still give it back: then it
     /// is to be whole.
     fn give_up_staging(&self, ino: u64, state: &InodeState) {
-        if state.staged.as_ref().is_some_and(StagedContent::is_kept) {
+        if state.staged.as_ref().is_some_and(|staged| staged.is_kept()) {
             self.staging.retire(ino);
             let now = self.now();
             self.uploader.tell(|queue| queue.urgent(ino, now));

@@ -9,7 +9,6 @@ use crate::config::options::Durability;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::Inode;
-use crate::fs::staging::StagedContent;
 use crate::fs::tree::RESERVED;
 use crate::fs::upload::worker::Progress;
 
@@ -71,7 +70,7 @@ impl FileSystem {
     async fn sync_to_disk(&self, inode: &Inode) -> Result<(), FsError> {
         let file = {
             let mut state = inode.state.lock();
-            state.staged.as_mut().map(StagedContent::keep)
+            state.staged.as_mut().map(|staged| staged.keep())
         };
         if let Some(file) = file {
             tokio::task::spawn_blocking(move || file.sync_data())
