@@ -6,8 +6,8 @@
 #   ROUNDS=3              measures everything three times rather than twice
 #   SERVER=garage         a server that others wrote, rather than examples/s3_server.rs in memory; the report goes to
 #                         stdout then
-#   ONLY="small replace"  these workloads only: large small replace rename patch untar clone sqlite append idle;
-#                         the report goes to stdout then
+#   ONLY="small replace"  these workloads only: large small replace rename patch untar clone sqlite append idle
+#                         restart; the report goes to stdout then
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -57,9 +57,6 @@ step "a release build"
 target="$(target_directory)"
 cargo build --release --bin bucketvol --example far_away --example s3_server
 bucketvol="$target/release/bucketvol"
-
-# One process to measure.
-export BUCKETVOL_NO_KEEPER=1
 
 work="$(mktemp -d "${TMPDIR:-/var/tmp}/bucketvol-bench-XXXXXX")"
 mnt="$work/mnt"
@@ -216,7 +213,8 @@ start_mount() {
     rm -rf "$work/cache"
     mkdir -p "$mnt" "$work/cache"
     mapfile -t command < <(command_of "$1")
-    "${command[@]}" >"$work/$1.log" 2>&1 </dev/null &
+    # One process to measure.
+    BUCKETVOL_NO_KEEPER=1 "${command[@]}" >"$work/$1.log" 2>&1 </dev/null &
     mount=$!
     for _ in $(seq 300); do
         # What answers here is mounted and asks the store, or has.
@@ -275,6 +273,13 @@ for workload in "${ours[@]}"; do
     rm -rf "$work/inputs/repository"
     measure "$workload" bucketvol 1
 done
+
+if wanted restart; then
+    step restart
+    mkdir "$work/restart"
+    python3 scripts/bench/restart.py "$bucketvol" "$work/restart" >"$work/restarted"
+    rm -rf --one-file-system "$work/restart"
+fi
 
 step "the report"
 {
