@@ -97,20 +97,9 @@ impl ExtentMap {
         let mut end = self.end;
         let mut append = |range: Range<u64>, pieces: &mut Vec<Extent>| {
             if !range.is_empty() {
-                let len = range.end - range.start;
-                pieces.push(Extent {
-                    offset: range.start,
-                    len,
-                    place: end,
-                    chunk: Chunk {
-                        place: end,
-                        len,
-                        checksum: 0,
-                    },
-                    frozen: false,
-                    kept: false,
-                });
-                end += len;
+                let extent = unsealed(range, end);
+                end += extent.len;
+                pieces.push(extent);
             }
         };
         let is_inside = |e: &&Extent| range.start <= e.offset && e.range().end <= range.end;
@@ -124,6 +113,11 @@ impl ExtentMap {
         }
         append(at..range.end, &mut pieces);
         pieces
+    }
+
+    /// Likewise, in one piece at the end of the staging file.
+    pub(crate) fn append(&self, range: Range<u64>) -> Extent {
+        unsealed(range, self.end)
     }
 
     /// The bytes of `range` are where [`ExtentMap::place`] said.
@@ -279,6 +273,23 @@ impl ExtentMap {
             return;
         }
         self.extents.insert(extent.offset, extent);
+    }
+}
+
+/// A chunk of its own at `place`, without its checksum.
+fn unsealed(range: Range<u64>, place: u64) -> Extent {
+    let len = range.end - range.start;
+    Extent {
+        offset: range.start,
+        len,
+        place,
+        chunk: Chunk {
+            place,
+            len,
+            checksum: 0,
+        },
+        frozen: false,
+        kept: false,
     }
 }
 

@@ -39,6 +39,7 @@ pub use filesystem::{Entry, FileSystem, Settings};
 pub use format::{Format, Formats, UnknownFormat};
 pub use kept::table::check_format;
 pub use name::{NAME_MAX, NameError};
+pub use ops::allocate::Allocation;
 pub use ops::copy::FilePlace;
 pub use ops::create::IfExists;
 pub use ops::dir::DirEntry;

@@ -189,6 +189,23 @@ fn checksum_of(file: &File, chunk: &Chunk) -> io::Result<u32> {
     Ok(checksum)
 }
 
+/// The CRC-32C of `len` zeros, in as many steps as `len` has bits.
+fn checksum_of_zeros(len: u64) -> u32 {
+    let (mut checksum, mut rest) = (0, len);
+    let (mut power, mut zeros) = (crc32c::crc32c(&[0]), 1);
+    while rest > 0 {
+        if rest & 1 == 1 {
+            checksum = crc32c::crc32c_combine(checksum, power, in_memory(zeros));
+        }
+        rest >>= 1;
+        if rest > 0 {
+            power = crc32c::crc32c_combine(power, power, in_memory(zeros));
+            zeros <<= 1;
+        }
+    }
+    checksum
+}
+
 fn in_memory(len: u64) -> usize {
     usize::try_from(len).expect("usize has 64 bits")
 }
@@ -319,6 +336,18 @@ impl StagedContent {
             rest = after;
         }
         Ok(extents)
+    }
+
+    /// Brings zeros into the staging file, for which the disk needs no room. Like [`StagedContent::stage`], they are the
+    /// content's once [`StagedContent::record`] is told of the extents.
+    pub(crate) fn stage_zeros(&self, range: Range<u64>) -> io::Result<Vec<Extent>> {
+        let end = self.map.extents.end();
+        let mut extent = self.map.extents.append(range);
+        // What is beyond the end was written and came to nothing: it is cut off first.
+        self.file.set_len(end)?;
+        self.file.set_len(end + extent.len)?;
+        extent.chunk.checksum = checksum_of_zeros(extent.len);
+        Ok(vec![extent])
     }
 
     /// The staged bytes of these extents are the content's from now on.
@@ -455,6 +484,8 @@ fn content_sources(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use crate::config::options::MinFree;
 
@@ -536,6 +567,32 @@ mod tests {
         content.file.set_len(10).unwrap();
         content.file.set_len(20).unwrap();
         assert!(!content.map().is_intact(None, staging.verifier(7)));
+    }
+
+    #[test]
+    fn zeros_have_the_checksum_of_zeros() {
+        for len in [0, 1, 2, 3, 7, 4096, 100_000, 1 << 20, (1 << 20) + 5] {
+            let expected = crc32c::crc32c(&vec![0; in_memory(len)]);
+            assert_eq!(checksum_of_zeros(len), expected, "{len}");
+        }
+    }
+
+    #[test]
+    fn zeros_take_no_room_and_nothing_that_was_given_up_shows_in_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::open(dir.path().to_path_buf(), budget()).unwrap();
+        let mut content = staging.create(7, 1 << 30).unwrap();
+        write(&mut content, 0, &[1; 10]);
+        // It came to nothing: nobody was told of the extents.
+        content.stage(10, &[2; 100_000]).unwrap();
+        let extents = content.stage_zeros(5..1 << 29).unwrap();
+        content.record(&extents);
+        let mut bytes = [3; 1000];
+        content.read_at(&mut bytes, extents[0].place).unwrap();
+        assert_eq!(bytes, [0; 1000]);
+        assert!(content.file.metadata().unwrap().blocks() < 100);
+        assert_eq!(content.map().extents().count(), 2);
+        assert!(content.map().is_intact(None, staging.verifier(7)));
     }
 
     #[test]

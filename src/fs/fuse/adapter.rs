@@ -21,7 +21,9 @@ use super::convert::{caller, is_writable, kind_of};
 use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty, is_resent};
 use super::reply::{Replies, answer_statfs, answer_written, answer_xattr, name_list};
 use crate::clock::Clock;
-use crate::fs::{Entry, FilePlace, FileSystem, FsError, IfExists, RenameMode, SetAttr, XattrMode};
+use crate::fs::{
+    Allocation, Entry, FilePlace, FileSystem, FsError, IfExists, RenameMode, SetAttr, XattrMode,
+};
 
 /// Bytes of the largest write, as the kernel clamps it.
 const MAX_WRITE: u32 = 1024 * 1024;
@@ -432,6 +434,30 @@ impl Filesystem for FuseAdapter {
             async move { Ok(again.copied_earlier(id, len)) },
             reply,
             answer_written,
+        );
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(allocation) = Allocation::from_mode(mode) else {
+            return reply.error(Errno::EOPNOTSUPP);
+        };
+        let fs = Arc::clone(&self.fs);
+        self.dispatch.make_once(
+            &self.fs,
+            request,
+            async move { fs.allocate(fh.0, offset, length, allocation) },
+            ready(Ok(())),
+            reply,
+            answer_empty,
         );
     }
 

@@ -290,7 +290,7 @@ impl FileSystem {
 
     /// Before a file is changed in part for the first time, its object is read: another host may replace it before
     /// ours is complete, and then ours is to be whole all the same.
-    fn keep_base(&self, state: &InodeState) {
+    pub(super) fn keep_base(&self, state: &InodeState) {
         if let (None, Some(remote)) = (&state.staged, &state.remote)
             && (1..=KEPT_BASE_MAX).contains(&remote.size)
         {

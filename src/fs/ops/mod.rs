@@ -1,5 +1,6 @@
 //! The operations of [`super::FileSystem`], by family.
 
+pub(crate) mod allocate;
 pub(crate) mod attr;
 pub(crate) mod copy;
 pub(crate) mod create;

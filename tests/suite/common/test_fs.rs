@@ -15,8 +15,8 @@ use bucketvol::config::credentials::CredentialProvider;
 use bucketvol::config::options::{Durability, EndpointOptions, MinFree, Ownership, WriteOptions};
 use bucketvol::config::{Location, Scheme};
 use bucketvol::fs::{
-    Attr, BlockCache, Caller, DirEntry, FilePlace, FileSystem, Formats, FsError, IfExists,
-    RenameMode, SetAttr, Settings, StagingBudget, XattrMode,
+    Allocation, Attr, BlockCache, Caller, DirEntry, FilePlace, FileSystem, Formats, FsError,
+    IfExists, RenameMode, SetAttr, Settings, StagingBudget, XattrMode,
 };
 use bucketvol::store::{Bucket, FileKind, Key, ListEntry, ListRequest, Metadata, Precondition};
 use bytes::Bytes;
@@ -846,6 +846,15 @@ impl OpenFile {
             offset: at,
         };
         Ok(self.fs.copy_range(from, to, len).await?.into())
+    }
+
+    pub(crate) fn allocate(
+        &self,
+        offset: u64,
+        len: u64,
+        allocation: Allocation,
+    ) -> Result<(), FsError> {
+        self.fs.allocate(self.fh, offset, len, allocation)
     }
 
     pub(crate) async fn fsync(&self) -> Result<(), FsError> {

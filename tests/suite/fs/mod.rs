@@ -39,6 +39,8 @@ mod directories;
 mod attributes;
 // Extended attributes.
 mod xattrs;
+// fallocate.
+mod allocations;
 // copy_file_range.
 mod copies;
 // unlink, rmdir, rename.

@@ -7,13 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bucketvol::clock::SystemClock;
 use bucketvol::config::options::{Durability, WriteOptions};
 use bucketvol::config::{Location, Scheme};
-use bucketvol::fs::{FsError, RenameMode, SetAttr, XattrMode};
+use bucketvol::fs::{Allocation, FsError, RenameMode, SetAttr, XattrMode};
 use bucketvol::store::{Bucket, MemoryStore, Store};
 use proptest::prelude::*;
 
@@ -40,6 +41,13 @@ enum Op {
         offset: u64,
         len: usize,
         byte: u8,
+    },
+    /// Makes zeros of a range of an open file, or room.
+    Allocate {
+        handle: usize,
+        offset: u64,
+        len: u64,
+        allocation: Allocation,
     },
     /// Copies from one of the open files to another, or within one.
     Copy {
@@ -101,12 +109,20 @@ enum Op {
     },
 }
 
+fn allocation() -> impl Strategy<Value = Allocation> {
+    (any::<bool>(), any::<bool>()).prop_map(|(zero, keep_size)| Allocation { zero, keep_size })
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let path = || 0..PATHS.len();
     prop_oneof![
         4 => path().prop_map(Op::Open),
         6 => (0usize..4, offset(), len(), 1u8..)
             .prop_map(|(handle, offset, len, byte)| Op::Write { handle, offset, len, byte }),
+        2 => (0usize..4, offset(), 1u64..50_000, allocation())
+            .prop_map(|(handle, offset, len, allocation)| {
+                Op::Allocate { handle, offset, len, allocation }
+            }),
         3 => (0usize..4, offset(), 0usize..4, offset(), 1u64..10_000)
             .prop_map(|(from, offset, to, at, len)| Op::Copy { from, offset, to, at, len }),
         3 => (path(), 0..XATTRS.len(), any::<u8>(), xattr_mode())
@@ -405,6 +421,20 @@ impl Model {
         self.xattrs.get(path).cloned().unwrap_or_default()
     }
 
+    fn allocate(&mut self, file: usize, range: Range<u64>, allocation: Allocation) {
+        let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap());
+        let file = &mut self.files[file];
+        if allocation.zero {
+            file.change(|bytes| {
+                let len = bytes.len();
+                bytes[start.min(len)..end.min(len)].fill(0);
+            });
+        }
+        if !allocation.keep_size && file.bytes().len() < end {
+            file.change(|bytes| bytes.resize(end, 0));
+        }
+    }
+
     /// Returns how many bytes were copied.
     fn copy(&mut self, from: usize, offset: u64, to: usize, at: u64, len: u64) -> u64 {
         let source = self.files[from].bytes();
@@ -615,6 +645,17 @@ impl Run {
                 if let Some((file, id)) = self.open.get(handle) {
                     file.write_at(offset, vec![byte; len]).unwrap();
                     self.model.write(*id, offset, len, byte);
+                }
+            }
+            Op::Allocate {
+                handle,
+                offset,
+                len,
+                allocation,
+            } => {
+                if let Some((file, id)) = self.open.get(handle) {
+                    file.allocate(offset, len, allocation).unwrap();
+                    self.model.allocate(*id, offset..offset + len, allocation);
                 }
             }
             Op::Copy {
