@@ -6,20 +6,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-version=2.5.0
-place="$tools/garage-$version"
+install_crate garage 2.5.0 >/dev/null
+place="$tools/garage-2.5.0"
 mkdir -p "$place/lib"
-
-# Two checkouts may come here at once; the second one finds the work done.
-exec 9>"$place/lock"
-flock 9
-
-if [ ! -x "$place/bin/garage" ]; then
-    say "building garage $version in $place (once)" >&2
-    cargo install garage --version "$version" --locked --quiet --root "$place" \
-        --target-dir "$place/build" >&2
-    rm -rf "$place/build"
-fi
 
 # garage leaves Nagle's algorithm on, which makes a client wait 40 ms for every small answer.
 if [ ! -e "$place/lib/nodelay.so" ]; then

@@ -57,5 +57,20 @@ install_packages() {
         </dev/null >/dev/null
 }
 
+# install_crate NAME VERSION: builds a program once, outside the checkout, and prints where.
+install_crate() {
+    local place="$tools/$1-$2"
+    mkdir -p "$place"
+    # Two checkouts may come here at once; the second one finds the work done.
+    exec 9>"$place/lock"
+    flock 9
+    if [ ! -x "$place/bin/$1" ]; then
+        say "building $1 $2 in $place (once)" >&2
+        cargo install "$1" --version "$2" --locked --quiet --root "$place" --target-dir "$place/build" >&2
+        rm -rf "$place/build"
+    fi
+    printf '%s\n' "$place"
+}
+
 # Where cargo puts what it builds.
 target_directory() { printf '%s\n' "${CARGO_TARGET_DIR:-$PWD/target}"; }

@@ -98,7 +98,7 @@ if [ "${LONG:-}" = 1 ]; then
     nextest_profile=(--profile long --run-ignored all)
     export PROPTEST_CASES="${PROPTEST_CASES:-4000}" BUCKETVOL_KILLS="${BUCKETVOL_KILLS:-500}"
     export BUCKETVOL_WORKER_KILLS="${BUCKETVOL_WORKER_KILLS:-100}"
-    export BUCKETVOL_SEEDS="${BUCKETVOL_SEEDS:-25}"
+    export BUCKETVOL_SEEDS="${BUCKETVOL_SEEDS:-25}" BUCKETVOL_FSX="${BUCKETVOL_FSX:-100000}"
 fi
 
 can_fuse() {
@@ -128,10 +128,13 @@ if wanted deny; then
         row deny skipped - - - - "cargo-deny is not installed"
     fi
 fi
+# The modules of tests/suite that mount.
+mounting=(crash disk_full fuse_real hand_over mounter posix restart session survival)
+any_mounting="$(IFS='|' && printf '%s' "${mounting[*]}")"
 if wanted plain; then
-    tests plain 'not test(/^(crash|disk_full|docker|fuse_real|hand_over|mounter|restart|session|survival)::/) & not test(garage)' \
-        --lib --bins --examples --test suite -- --skip crash:: --skip disk_full:: --skip docker:: --skip fuse_real:: \
-        --skip hand_over:: --skip mounter:: --skip restart:: --skip session:: --skip survival:: --skip garage
+    # shellcheck disable=SC2046 # a word for each
+    tests plain "not test(/^($any_mounting|docker)::/) & not test(garage)" --lib --bins --examples --test suite -- \
+        $(printf -- '--skip %s:: ' "${mounting[@]}" docker) --skip garage
 fi
 if wanted doctest; then run doctest cargo test --doc --all-features; fi
 if wanted fuse || wanted s3 || wanted docker; then
@@ -146,8 +149,8 @@ if wanted fuse; then
             say "/dev/fuse is closed to users (mode $closed_fuse); it is opened for the run"
             as_root chmod 0666 /dev/fuse
         fi
-        tests fuse 'test(/^(crash|disk_full|fuse_real|hand_over|mounter|restart|session|survival)::/)' --test suite -- \
-            crash:: disk_full:: fuse_real:: hand_over:: mounter:: restart:: session:: survival::
+        scripts/posix-tools.sh >/dev/null || say "pjdfstest and fsx could not be built; the tests that need them will fail"
+        tests fuse "test(/^($any_mounting)::/)" --test suite -- "${mounting[@]/%/::}"
     else
         cannot fuse "needs /dev/fuse, fusermount3 and root"
     fi

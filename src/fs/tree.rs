@@ -102,6 +102,8 @@ struct Place {
 #[derive(Debug, Default)]
 struct Directory {
     children: BTreeMap<Arc<str>, Dentry>,
+    /// So many of them are directories.
+    subdirectories: u32,
     removed: HashMap<Arc<str>, Tombstone>,
     /// When the last whole listing began: names that are not here are not there.
     listed: Option<Duration>,
@@ -224,6 +226,17 @@ impl Tree {
     /// Whether the inode is a directory; `None` if it is unknown.
     pub(crate) fn is_directory(&self, ino: u64) -> Option<bool> {
         self.nodes.get(&ino).map(|node| node.directory.is_some())
+    }
+
+    /// How many names lead to an inode, the `.` and `..` of directories among them.
+    pub(crate) fn nlink(&self, ino: u64) -> u32 {
+        match self.nodes.get(&ino) {
+            Some(node) if node.place.is_some() || ino == ROOT => match &node.directory {
+                Some(directory) => directory.subdirectories.saturating_add(2),
+                None => 1,
+            },
+            Some(_) | None => 0,
+        }
     }
 
     /// The inode's parent; the root is its own. `None` if it has no name.
@@ -428,6 +441,7 @@ impl Tree {
             };
             self.nodes.insert(ino, node);
             if is_directory {
+                self.one_subdirectory_more(parent);
                 linked.push(ino);
             }
         }
@@ -509,6 +523,10 @@ impl Tree {
         }
         self.sequence += 1;
         let sequence = self.sequence;
+        if self.directory(ino).is_some() {
+            self.one_subdirectory_less(old.parent);
+            self.one_subdirectory_more(new_parent);
+        }
         let source = self.directory_mut(old.parent)?;
         source.children.remove(&old.name);
         source.bury(
@@ -563,7 +581,11 @@ impl Tree {
                 directory.children.insert(Arc::clone(&name), dentry);
             }
             if let Some(node) = self.nodes.get_mut(&ino) {
-                node.place = Some(Place { parent, name });
+                let left = node.place.replace(Place { parent, name });
+                if let (Some(left), true) = (left, node.directory.is_some()) {
+                    self.one_subdirectory_less(left.parent);
+                    self.one_subdirectory_more(parent);
+                }
             }
             self.keep(ino);
         }
@@ -755,8 +777,23 @@ impl Tree {
             },
         );
         self.nodes.insert(ino, node);
+        if is_directory {
+            self.one_subdirectory_more(parent);
+        }
         if is_directory && let Some(key) = self.key_of(ino) {
             self.lay_ghost(&key);
+        }
+    }
+
+    fn one_subdirectory_more(&mut self, parent: u64) {
+        if let Some(directory) = self.directory_mut(parent) {
+            directory.subdirectories += 1;
+        }
+    }
+
+    fn one_subdirectory_less(&mut self, parent: u64) {
+        if let Some(directory) = self.directory_mut(parent) {
+            directory.subdirectories -= 1;
         }
     }
 
@@ -784,14 +821,17 @@ impl Tree {
             let Some(node) = self.nodes.get_mut(&ino) else {
                 continue;
             };
+            let is_directory = node.directory.is_some();
             if let Some(place) = node.place.take()
                 && let Some(directory) = self.directory_mut(place.parent)
-                && directory
-                    .children
-                    .get(&place.name)
-                    .is_some_and(|d| d.ino == ino)
             {
-                directory.children.remove(&place.name);
+                if is_directory {
+                    directory.subdirectories -= 1;
+                }
+                let names = &mut directory.children;
+                if names.get(&place.name).is_some_and(|d| d.ino == ino) {
+                    names.remove(&place.name);
+                }
             }
             self.keep(ino);
             if self.nodes.get(&ino).is_some_and(|node| node.nlookup == 0) {
@@ -818,10 +858,14 @@ impl Tree {
             return;
         }
         self.keep_no_more(ino);
-        if let Some(place) = self.nodes.remove(&ino).and_then(|node| node.place)
+        if let Some(node) = self.nodes.remove(&ino)
+            && let Some(place) = node.place
             && let Some(directory) = self.directory_mut(place.parent)
         {
             directory.children.remove(&place.name);
+            if node.directory.is_some() {
+                directory.subdirectories -= 1;
+            }
             // The listing is no longer whole: what is missing may be there.
             directory.listed = None;
         }

@@ -45,6 +45,9 @@ mod front_door;
 // A real mount by the `bucketvol` program, used by ordinary programs.
 #[cfg(feature = "fuse-tests")]
 mod fuse_real;
+// What POSIX says, by programs that were made to test it.
+#[cfg(feature = "fuse-tests")]
+mod posix;
 
 // The disk of the host is full, to the last byte.
 #[cfg(feature = "fuse-tests")]

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
@@ -18,11 +18,12 @@ use tokio::runtime::Handle;
 
 use super::connection::{Connection, LeftConnection};
 use super::convert::{caller, is_writable, kind_of};
-use super::dispatch::{Dispatch, Known, answer_attr, answer_data, answer_empty, is_resent};
+use super::dispatch::{Dispatch, Known, answer_data, answer_empty, is_resent};
 use super::reply::{Replies, answer_statfs, answer_written, answer_xattr, name_list};
 use crate::clock::Clock;
 use crate::fs::{
-    Allocation, Entry, FilePlace, FileSystem, FsError, IfExists, RenameMode, SetAttr, XattrMode,
+    Allocation, Attr, Entry, FilePlace, FileSystem, FsError, IfExists, RenameMode, SetAttr,
+    XattrMode,
 };
 
 /// Bytes of the largest write, as the kernel clamps it.
@@ -80,6 +81,15 @@ impl FuseAdapter {
     ) -> impl FnOnce(ReplyEntry, Result<Entry, Errno>) + Send + 'static + use<> {
         let replies = self.replies.clone();
         move |reply, done| replies.entry(reply, done)
+    }
+
+    /// Answers with an inode's attributes.
+    fn answer_attr(
+        &self,
+        ino: INodeNo,
+    ) -> impl FnOnce(ReplyAttr, Result<(Attr, Duration), Errno>) + Send + 'static + use<> {
+        let replies = self.replies.clone();
+        move |reply, done| replies.attr(reply, ino.0, done)
     }
 
     /// What an earlier process has made by this name.
@@ -144,9 +154,7 @@ impl Filesystem for FuseAdapter {
             request,
             async move { fs.getattr(ino.0).await },
             reply,
-            move |reply, done| {
-                answer_attr(reply, ino, done);
-            },
+            self.answer_attr(ino),
         );
     }
 
@@ -181,9 +189,7 @@ impl Filesystem for FuseAdapter {
             request,
             async move { fs.setattr(ino.0, change).await },
             reply,
-            move |reply, done| {
-                answer_attr(reply, ino, done);
-            },
+            self.answer_attr(ino),
         );
     }
 

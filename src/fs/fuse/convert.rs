@@ -51,7 +51,7 @@ pub(super) fn kind_of(mode: u32) -> Option<FileKind> {
     }
 }
 
-pub(super) fn file_attr(ino: u64, attr: &Attr) -> FileAttr {
+pub(super) fn file_attr(ino: u64, attr: &Attr, nlink: u32) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino),
         size: attr.size,
@@ -62,11 +62,7 @@ pub(super) fn file_attr(ino: u64, attr: &Attr) -> FileAttr {
         crtime: attr.ctime,
         kind: file_type(attr.kind),
         perm: u16::try_from(attr.mode & PERMISSIONS).expect("twelve bits"),
-        nlink: if attr.kind == FileKind::Directory {
-            2
-        } else {
-            1
-        },
+        nlink,
         uid: attr.uid,
         gid: attr.gid,
         rdev: attr.rdev,

@@ -10,15 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{Errno, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, Request};
+use fuser::{Errno, ReplyData, ReplyEmpty, Request};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
 
 use super::connection::Connection;
-use super::convert::file_attr;
-use crate::fs::{Attr, FileSystem, FsError, RequestId};
+use crate::fs::{FileSystem, FsError, RequestId};
 
 /// A question that only reads is given up after this: a request that is never answered leaves its caller
 /// unkillable. Changes are not given up half-way; each of their requests to the store has a limit of its
@@ -232,13 +231,6 @@ impl Drop for Known {
         for (ino, nlookup) in self.nlookup.get_mut().drain() {
             self.fs.forget(ino, nlookup);
         }
-    }
-}
-
-pub(super) fn answer_attr(reply: ReplyAttr, ino: INodeNo, done: Result<(Attr, Duration), Errno>) {
-    match done {
-        Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(ino.0, &attr)),
-        Err(errno) => reply.error(errno),
     }
 }
 

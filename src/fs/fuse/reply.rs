@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Errno, FileHandle, Generation, INodeNo, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Errno, FileHandle, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
 use super::convert::{file_attr, file_type, open_flags};
@@ -37,9 +37,16 @@ impl Replies {
         match done {
             Ok(entry) => {
                 self.known.add(entry.ino);
-                let attr = file_attr(entry.ino, &entry.attr);
+                let attr = file_attr(entry.ino, &entry.attr, self.fs.nlink(entry.ino));
                 reply.entry(&entry.ttl, &attr, Generation(0));
             }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn attr(&self, reply: ReplyAttr, ino: u64, done: Result<(Attr, Duration), Errno>) {
+        match done {
+            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(ino, &attr, self.fs.nlink(ino))),
             Err(errno) => reply.error(errno),
         }
     }
@@ -51,7 +58,11 @@ impl Replies {
             Err(errno) if errno.code() == Errno::ENOENT.code() => {
                 let nobody = Caller { uid: 0, gid: 0 };
                 let none = Attr::new(FileKind::File, 0, nobody, SystemTime::UNIX_EPOCH);
-                reply.entry(&self.fs.kernel_ttl(), &file_attr(0, &none), Generation(0));
+                reply.entry(
+                    &self.fs.kernel_ttl(),
+                    &file_attr(0, &none, 0),
+                    Generation(0),
+                );
             }
             done => self.entry(reply, done),
         }
@@ -74,7 +85,7 @@ impl Replies {
         match done {
             Ok((entry, fh)) => {
                 self.known.add(entry.ino);
-                let attr = file_attr(entry.ino, &entry.attr);
+                let attr = file_attr(entry.ino, &entry.attr, self.fs.nlink(entry.ino));
                 let flags = open_flags(true, self.is_new(entry.ino));
                 reply.created(&entry.ttl, &attr, Generation(0), FileHandle(fh), flags);
             }
@@ -122,7 +133,7 @@ impl Replies {
         let ttl = self.fs.kernel_ttl();
         let mut last = None;
         for entry in &entries {
-            let attr = file_attr(entry.ino, &entry.attr);
+            let attr = file_attr(entry.ino, &entry.attr, self.fs.nlink(entry.ino));
             let ino = INodeNo(entry.ino);
             // The kernel takes every entry but the dots for a lookup: told before it can forget, untold if there was
             // no room.

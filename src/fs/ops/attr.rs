@@ -20,6 +20,11 @@ impl FileSystem {
         Ok((attr, self.kernel_ttl()))
     }
 
+    /// How many names lead to an inode; two and one for each known subdirectory to a directory.
+    pub fn nlink(&self, ino: u64) -> u32 {
+        self.tree.lock().nlink(ino)
+    }
+
     /// Changes attributes or the size. They go to the bucket with the content. A change to the same value sends
     /// nothing.
     pub async fn setattr(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::{Entry, FileSystem};
 use crate::fs::inode::Inode;
-use crate::fs::name::Name;
+use crate::fs::name::{Name, NameError};
 use crate::fs::tree::{Known, Observed, ObservedObject};
 use crate::store::{Key, ListRequest, Object, StoreError};
 
@@ -27,8 +27,11 @@ enum Question {
 impl FileSystem {
     /// Finds a name. The kernel will forget the inode as often as this has returned it.
     pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry, FsError> {
-        // A name that cannot be a key is a name that is not there.
-        let (name, _) = Self::parse_name(name).map_err(|_| FsError::NoEntry)?;
+        let (name, _) = Self::parse_name(name).map_err(|error| match error {
+            FsError::Name(NameError::TooLong) => error,
+            // A name that cannot be a key is a name that is not there.
+            _ => FsError::NoEntry,
+        })?;
         let inode = self.find(parent, &name).await?.ok_or(FsError::NoEntry)?;
         Ok(self.entry(&inode))
     }

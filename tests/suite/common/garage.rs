@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::process::{bounded, end, output, wait_for};
 use super::s3::{Account, scratch};
+use super::tools::built;
 
 /// A one-node garage with one bucket; it ends with the value.
 #[derive(Debug)]
@@ -137,11 +138,7 @@ fn binary() -> PathBuf {
     if let Some(named) = std::env::var_os("BUCKETVOL_GARAGE") {
         return named.into();
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-        || Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
-        PathBuf::from,
-    );
-    cache.join("bucketvol-tools/garage-2.5.0/bin/garage")
+    built("garage", "2.5.0")
 }
 
 /// garage leaves Nagle's algorithm on, so every small answer waits 40 ms; the shim sets TCP_NODELAY.

@@ -21,3 +21,5 @@ mod s3_backend;
 pub(crate) mod s3_server;
 pub(crate) mod simulated_store;
 pub(crate) mod test_fs;
+#[cfg(any(feature = "fuse-tests", feature = "s3-tests"))]
+pub(crate) mod tools;
