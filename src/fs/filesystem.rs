@@ -373,14 +373,19 @@ impl FileSystem {
         Ok((Arc::from(text), parsed))
     }
 
-    /// Like [`FileSystem::parse_name`], for a name that something new is to have.
-    pub(crate) fn parse_new_name(parent: u64, name: &OsStr) -> Result<Arc<str>, FsError> {
+    /// Like [`FileSystem::parse_name`], for a name that something new is to have: the store has to take its key.
+    pub(crate) fn parse_new_name(&self, parent: u64, name: &OsStr) -> Result<Arc<str>, FsError> {
         let (text, parsed) = Self::parse_name(name)?;
         if parent == ROOT && &*text == super::tree::RESERVED {
             return Err(FsError::Reserved);
         }
         if parsed.beside_directory {
             return Err(NameError::NotAKey.into());
+        }
+        // A directory's is the longer one, and a file's name may once be a directory's.
+        let key = self.tree.lock().child_key(parent, &text, true);
+        if key.is_some_and(|key| !self.bucket.is_short_enough(&key)) {
+            return Err(NameError::KeyTooLong.into());
         }
         Ok(text)
     }

@@ -43,6 +43,9 @@ pub enum NameError {
     /// More than [`NAME_MAX`] bytes.
     #[error("name is longer than 255 bytes")]
     TooLong,
+    /// With the names of the directories above it, more than a key can have.
+    #[error("path is longer than the store's keys can be")]
+    KeyTooLong,
     /// Not UTF-8, which every key has to be, or an escape that no key is shown as.
     #[error("name cannot be part of an object's key")]
     NotAKey,

@@ -155,6 +155,12 @@ impl Bucket {
         self.inner.store.conditional_writes()
     }
 
+    /// Whether the store takes an object at `key`, as long as that is.
+    pub fn is_short_enough(&self, key: &Key) -> bool {
+        let len = self.inner.prefix.len() + key.as_str().len();
+        self.inner.store.key_max().is_none_or(|most| len <= most)
+    }
+
     /// Size, version and metadata of an object, if there is one.
     pub async fn head(&self, key: &Key) -> Result<Option<Object>, StoreError> {
         Ok(self.head_written(key).await?.map(|(object, _)| object))

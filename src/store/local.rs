@@ -75,6 +75,10 @@ fn open_version(tree: &Tree, key: &Key, version: &ObjectVersion) -> Result<Found
 
 #[async_trait]
 impl Store for LocalStore {
+    fn key_max(&self) -> Option<usize> {
+        None
+    }
+
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         let key = key.clone();
         self.blocking(move |tree| {

@@ -54,6 +54,11 @@ pub trait Store: Debug + Send + Sync {
         Some(ConditionalWrites::Checked)
     }
 
+    /// Most bytes of a key; `None` where there is no limit. Amazon's, Google's and Azure's is 1024.
+    fn key_max(&self) -> Option<usize> {
+        Some(1024)
+    }
+
     /// Size, version and metadata of an object.
     async fn head(&self, key: &Key) -> Result<Object, StoreError>;
 

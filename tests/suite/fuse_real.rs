@@ -47,6 +47,7 @@ against_every_server! {
     extended_attributes_are_kept_if_an_option_says_so,
     extended_attributes_are_what_programs_expect,
     files_are_copied_by_copy_file_range,
+    fallocate_makes_holes_zeros_and_room,
     symlinks_are_kept_as_they_are,
     git_clones_into_it_and_fsck_finds_nothing,
     tar_cp_and_sha256sum_agree_before_and_after_a_remount,
@@ -254,6 +255,28 @@ fn extended_attributes_are_what_programs_expect(account: &Account) {
         assert_eq!(mounted.sh(list).trim_end(), expected.join("\n").trim_end());
         mounted.remount();
     }
+}
+
+fn fallocate_makes_holes_zeros_and_room(account: &Account) {
+    let mounted = Mounted::by_root(account, "");
+    let mut expected = pattern(100_000);
+    fs::write(mounted.path("file"), &expected).expect("it is written");
+    // What is read before is in the kernel's memory.
+    assert!(fs::read(mounted.path("file")).expect("it is read") == expected);
+    mounted.sh("fallocate --punch-hole --offset 5000 --length 20000 file");
+    expected[5000..25_000].fill(0);
+    mounted.sh("fallocate --zero-range --offset 90000 --length 20000 file");
+    expected.resize(110_000, 0);
+    expected[90_000..].fill(0);
+    mounted.sh("fallocate --keep-size --length 1000000 file; fallocate --length 120000 file");
+    expected.resize(120_000, 0);
+    assert!(fs::read(mounted.path("file")).expect("it is read") == expected);
+    account.becomes("file", Some(&expected));
+    let refused = fail(&mut mounted.script(
+        0,
+        "fallocate --collapse-range --offset 4096 --length 4096 file",
+    ));
+    assert!(refused.contains("not supported"), "{refused}");
 }
 
 fn files_are_copied_by_copy_file_range(account: &Account) {

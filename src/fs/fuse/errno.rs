@@ -19,7 +19,7 @@ impl From<&FsError> for Errno {
             FsError::Unsupported(_) => Self::EOPNOTSUPP,
             FsError::NoAttribute => Self::ENODATA,
             FsError::MetadataFull => Self::ENOSPC,
-            FsError::Name(NameError::TooLong) => Self::ENAMETOOLONG,
+            FsError::Name(NameError::TooLong | NameError::KeyTooLong) => Self::ENAMETOOLONG,
             FsError::Name(NameError::NotAKey) => Self::EILSEQ,
             FsError::Name(NameError::Dots) => Self::EINVAL,
             FsError::BadHandle => Self::EBADF,

@@ -38,7 +38,7 @@ impl FileSystem {
         if_exists: IfExists,
     ) -> Result<(Entry, u64), FsError> {
         self.check_writable()?;
-        let name = Self::parse_new_name(parent, name)?;
+        let name = self.parse_new_name(parent, name)?;
         let inode = match self.find(parent, &name).await? {
             Some(_) if if_exists == IfExists::Fail => return Err(FsError::Exists),
             Some(inode) => inode,
@@ -59,7 +59,7 @@ impl FileSystem {
         parent: u64,
         name: &OsStr,
     ) -> Result<(Entry, u64), FsError> {
-        let name = Self::parse_new_name(parent, name)?;
+        let name = self.parse_new_name(parent, name)?;
         let inode = self.find_existing(parent, &name).await?;
         let fh = self.open_inode(&inode, true, false)?;
         Ok((self.entry(&inode), fh))
@@ -117,7 +117,7 @@ impl FileSystem {
         content: &[u8],
     ) -> Result<Entry, FsError> {
         self.check_writable()?;
-        let name = Self::parse_new_name(parent, name)?;
+        let name = self.parse_new_name(parent, name)?;
         if self.find(parent, &name).await?.is_some() {
             return Err(FsError::Exists);
         }

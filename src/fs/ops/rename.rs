@@ -43,7 +43,7 @@ impl FileSystem {
         let source = End { parent, name };
         let target = End {
             parent: new_parent,
-            name: Self::parse_new_name(new_parent, new_name)?,
+            name: self.parse_new_name(new_parent, new_name)?,
         };
         self.check_directory(source.parent)?;
         self.check_directory(target.parent)?;

@@ -279,6 +279,10 @@ impl Store for FaultStore {
         self.inner.conditional_writes()
     }
 
+    fn key_max(&self) -> Option<usize> {
+        self.inner.key_max()
+    }
+
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         self.before_any().await?;
         self.inner.head(key).await

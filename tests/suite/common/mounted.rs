@@ -19,6 +19,13 @@ use super::s3::{Account, scratch};
 /// Debian's `nobody`: a user with no rights of its own.
 pub(crate) const NOBODY: u32 = 65_534;
 
+/// What is mounted.
+#[derive(Debug)]
+enum Source {
+    Bucket { account: Account, prefix: String },
+    Directory(PathBuf),
+}
+
 /// How long mounting and unmounting may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -26,8 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Mounted {
     process: Option<Child>,
-    account: Account,
-    prefix: String,
+    source: Source,
     options: &'static str,
     user: u32,
     remounts: u32,
@@ -44,12 +50,17 @@ impl Mounted {
 
     /// Mounts the account's bucket as root, with further options.
     pub(crate) fn with(account: &Account, options: &'static str) -> Self {
-        Self::start(0, account, "", options, None)
+        Self::start(0, bucket(account, ""), options, None)
+    }
+
+    /// Mounts a local directory that serves as the bucket, as root.
+    pub(crate) fn of_directory(directory: &Path) -> Self {
+        Self::start(0, Source::Directory(directory.to_owned()), "", None)
     }
 
     /// Likewise, with a disk of `mebibytes` for the program's state: see [`Mounted::disk`].
     pub(crate) fn with_disk(account: &Account, options: &'static str, mebibytes: u32) -> Self {
-        Self::start(0, account, "", options, Some(mebibytes))
+        Self::start(0, bucket(account, ""), options, Some(mebibytes))
     }
 
     /// A path on the disk that the program keeps its state on.
@@ -59,16 +70,10 @@ impl Mounted {
 
     /// Mounts `prefix` of the account's bucket as `user`: by fusermount3 unless that is root.
     pub(crate) fn by(user: u32, account: &Account, prefix: &str) -> Self {
-        Self::start(user, account, prefix, "", None)
+        Self::start(user, bucket(account, prefix), "", None)
     }
 
-    fn start(
-        user: u32,
-        account: &Account,
-        prefix: &str,
-        options: &'static str,
-        disk: Option<u32>,
-    ) -> Self {
+    fn start(user: u32, source: Source, options: &'static str, disk: Option<u32>) -> Self {
         let place = tempfile::Builder::new()
             .prefix("bucketvol-test-mount-")
             .permissions(Permissions::from_mode(0o755))
@@ -90,8 +95,7 @@ impl Mounted {
         fs::set_permissions(run, Permissions::from_mode(0o700)).expect("it is closed");
         let mut mounted = Self {
             process: None,
-            account: account.clone(),
-            prefix: prefix.to_owned(),
+            source,
             options,
             user,
             remounts: 0,
@@ -240,7 +244,7 @@ impl Mounted {
         fs::read_to_string(self.place.path().join("log")).unwrap_or_default()
     }
 
-    fn script(&self, user: u32, script: &str) -> Command {
+    pub(crate) fn script(&self, user: u32, script: &str) -> Command {
         let mut command = as_user(user, 240, "sh");
         // By the user's own foot: a mount of another user is closed to root.
         command.args(["-ec", &format!("cd \"$MOUNT\"\n{script}")]);
@@ -253,10 +257,15 @@ impl Mounted {
     }
 
     fn mount(&mut self) {
-        let mut url = format!("s3://{}", self.account.bucket);
-        if !self.prefix.is_empty() {
-            url = format!("{url}/{}", self.prefix);
-        }
+        let (url, endpoint) = match &self.source {
+            Source::Bucket { account, prefix } => (
+                format!("s3://{}/{prefix}", account.bucket),
+                format!("endpoint={},region={},", account.endpoint, account.region),
+            ),
+            Source::Directory(directory) => {
+                (format!("file://{}", directory.display()), String::new())
+            }
+        };
         self.remounts += 1;
         // A state directory for each mount: what is remembered has to come from the bucket.
         let state = self
@@ -265,12 +274,7 @@ impl Mounted {
             .join(format!("home/state-{}", self.remounts));
         fs::create_dir_all(&state).expect("a directory");
         chown(&state, Some(self.user), Some(self.user)).expect("the user owns it");
-        let mut options = format!(
-            "endpoint={},region={},state_dir={}",
-            self.account.endpoint,
-            self.account.region,
-            state.display()
-        );
+        let mut options = format!("{endpoint}state_dir={}", state.display());
         if !self.options.is_empty() {
             options = format!("{options},{}", self.options);
         }
@@ -326,12 +330,15 @@ impl Mounted {
             .env("XDG_CACHE_HOME", home.join("cache"))
             .env("XDG_RUNTIME_DIR", self.place.path().join("run"))
             .env_remove("AWS_PROFILE")
-            .env("AWS_ACCESS_KEY_ID", &self.account.access_key_id)
-            .env("AWS_SECRET_ACCESS_KEY", &self.account.secret_access_key)
             // A worker that hangs is found out soon.
             .env("BUCKETVOL_WATCHDOG", "4s")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("LC_ALL", "C.UTF-8");
+        if let Source::Bucket { account, .. } = &self.source {
+            command
+                .env("AWS_ACCESS_KEY_ID", &account.access_key_id)
+                .env("AWS_SECRET_ACCESS_KEY", &account.secret_access_key);
+        }
     }
 }
 
@@ -353,6 +360,13 @@ impl Drop for Mounted {
             let mut umount = bounded(10, "umount");
             let _ = umount.arg("--lazy").arg(self.disk("")).status();
         }
+    }
+}
+
+fn bucket(account: &Account, prefix: &str) -> Source {
+    Source::Bucket {
+        account: account.clone(),
+        prefix: prefix.to_owned(),
     }
 }
 

@@ -190,6 +190,10 @@ impl Store for SimulatedStore {
         self.inner.conditional_writes()
     }
 
+    fn key_max(&self) -> Option<usize> {
+        self.inner.key_max()
+    }
+
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         let what = format!("HEAD {}", spelled(key));
         self.request(what, self.inner.head(key)).await

@@ -1,7 +1,7 @@
 use std::ffi::OsStr;
 use std::time::{Duration, SystemTime};
 
-use bucketvol::fs::{FsError, SetAttr};
+use bucketvol::fs::{FsError, RenameMode, SetAttr};
 use bucketvol::store::FileKind;
 
 use crate::common::test_fs::{CALLER, PART, ROOT, TestFs, pattern};
@@ -200,4 +200,37 @@ on_each_store! {
             Err(FsError::TooLarge(_))
         ));
     }
+}
+
+#[tokio::test]
+async fn names_are_counted() {
+    let fs = TestFs::memory().await;
+    let nlink = async |path: &str| fs.nlink(fs.ino(path).await.unwrap());
+    fs.mkdir("d").await.unwrap();
+    assert_eq!(nlink("d").await, 2);
+    for name in ["d/a", "d/b", "d/b/c"] {
+        fs.mkdir(name).await.unwrap();
+    }
+    fs.write("d/file", b"").await.unwrap();
+    assert_eq!((nlink("d").await, nlink("d/file").await), (4, 1));
+    fs.rename("d/a", "a").await.unwrap();
+    assert_eq!((nlink("d").await, nlink("").await), (3, 4));
+    fs.rename("a", "d/b/c").await.unwrap();
+    assert_eq!((nlink("d/b").await, nlink("").await), (3, 3));
+    fs.rename_as("d/b", "d/file", RenameMode::Exchange)
+        .await
+        .unwrap();
+    assert_eq!(nlink("d").await, 3);
+    fs.write("outside", b"").await.unwrap();
+    fs.rename_as("d/file", "outside", RenameMode::Exchange)
+        .await
+        .unwrap();
+    assert_eq!((nlink("d").await, nlink("").await), (2, 4));
+    let file = fs.open("d/b").await.unwrap();
+    fs.unlink("d/b").await.unwrap();
+    assert_eq!(fs.nlink(file.ino), 0);
+    // What was there before the process is counted as it comes to be known.
+    fs.put_object("e/f/g/h", b"").await;
+    fs.ls("e/f").await;
+    assert_eq!((nlink("e").await, nlink("e/f").await), (3, 3));
 }

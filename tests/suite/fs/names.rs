@@ -1,6 +1,6 @@
 use std::ffi::OsStr;
 
-use bucketvol::fs::FsError;
+use bucketvol::fs::{FsError, NameError};
 use bucketvol::store::FileKind;
 
 use crate::common::test_fs::{ROOT, TestFs};
@@ -101,6 +101,27 @@ async fn names_that_cannot_be_keys_are_refused_when_they_are_made_and_absent_whe
         fs.mkdir(".bucketvol").await,
         Err(FsError::Reserved)
     ));
+}
+
+#[tokio::test]
+async fn a_path_that_no_key_can_have_is_refused_when_it_is_made() {
+    let fs = TestFs::memory().await;
+    let directory = "d".repeat(255);
+    let mut path = String::new();
+    // A directory's key ends in a slash: 4 * 256 bytes.
+    for _ in 0..4 {
+        path.push_str(&directory);
+        fs.mkdir(&path).await.unwrap();
+        path.push('/');
+    }
+    let too_long =
+        |done: Result<(), FsError>| matches!(done, Err(FsError::Name(NameError::KeyTooLong)));
+    assert!(too_long(fs.mkdir(&format!("{path}x")).await.map(drop)));
+    assert!(too_long(fs.write(&format!("{path}x"), b"").await));
+    fs.write("x", b"").await.unwrap();
+    assert!(too_long(fs.rename("x", &format!("{path}x")).await));
+    fs.drained().await;
+    assert!(fs.keys().await.contains(&path));
 }
 
 on_each_store! {
