@@ -15,7 +15,7 @@ use super::cache::ContentId;
 use super::error::FsError;
 use super::lock::{INODE, Ordered};
 use super::staging::{FrozenContent, StagedContent};
-use crate::store::{Key, Metadata, ObjectVersion, Precondition, WriteId};
+use crate::store::{FileKind, Key, Metadata, ObjectVersion, Precondition, WriteId};
 
 /// A file, directory or other inode.
 #[derive(Debug)]
@@ -256,6 +256,9 @@ impl InodeState {
         };
         let mut metadata = self.metadata.clone();
         self.attr.to_attributes().write_to(&mut metadata);
+        if self.attr.kind == FileKind::File && content.is_some() {
+            metadata.set_content_type_by_name(key);
+        }
         Some(Frozen {
             ino,
             attr: self.attr,

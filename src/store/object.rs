@@ -52,6 +52,19 @@ pub struct Metadata {
     pub headers: BTreeMap<String, String>,
 }
 
+impl Metadata {
+    /// Says of an object that has no content type what the end of its key says, if that says something.
+    pub fn set_content_type_by_name(&mut self, key: &Key) {
+        const CONTENT_TYPE: &str = "content-type";
+        if !self.headers.contains_key(CONTENT_TYPE)
+            && let Some(found) = mime_guess::from_path(key.as_str()).first_raw()
+        {
+            self.headers
+                .insert(CONTENT_TYPE.to_owned(), found.to_owned());
+        }
+    }
+}
+
 /// What has to hold for a write to be done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Precondition {

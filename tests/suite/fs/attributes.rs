@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::time::{Duration, SystemTime};
 
 use bucketvol::fs::{FsError, RenameMode, SetAttr};
-use bucketvol::store::FileKind;
+use bucketvol::store::{FileKind, Key, Metadata, Precondition};
+use bytes::Bytes;
 
 use crate::common::test_fs::{CALLER, PART, ROOT, TestFs, pattern};
 
@@ -233,4 +235,36 @@ async fn names_are_counted() {
     fs.put_object("e/f/g/h", b"").await;
     fs.ls("e/f").await;
     assert_eq!((nlink("e").await, nlink("e/f").await), (3, 3));
+}
+
+on_each_store! {
+    async fn a_new_object_has_the_content_type_that_its_name_says(fs: TestFs) {
+        let content_type = async |path: &str| {
+            let found = fs.bucket.head(&Key::new(path)).await.unwrap();
+            found.unwrap().metadata.headers.get("content-type").cloned()
+        };
+        for (path, expected) in [
+            ("index.html", Some("text/html")),
+            ("photo.JPG", Some("image/jpeg")),
+            ("a.directory.css/unknown", None),
+        ] {
+            fs.mkdir("a.directory.css").await.ok();
+            fs.write(path, b"bytes").await.unwrap();
+            let found = content_type(path).await.filter(|found| !found.ends_with("octet-stream"));
+            assert_eq!(found.as_deref(), expected, "{path}");
+        }
+        // What somebody has said stays.
+        let headers = BTreeMap::from([("content-type".to_owned(), "text/x-test".to_owned())]);
+        let metadata = Metadata { headers, ..Metadata::default() };
+        let other = Key::new("other.html");
+        let put = fs.bucket.put(&other, Bytes::new(), metadata, Precondition::None);
+        put.await.unwrap();
+        fs.write("other.html", b"new").await.unwrap();
+        assert_eq!(content_type("other.html").await.as_deref(), Some("text/x-test"));
+        // A name that was only a step on the way says nothing.
+        fs.write("page.html.tmp", b"bytes").await.unwrap();
+        fs.rename("page.html.tmp", "page.html").await.unwrap();
+        fs.write("page.html", b"more").await.unwrap();
+        assert_eq!(content_type("page.html").await.as_deref(), Some("text/html"));
+    }
 }
