@@ -31,6 +31,8 @@ pub struct Status {
     pub requests: BTreeMap<String, u64>,
     /// The last failure that a program was told of.
     pub last_error: Option<String>,
+    /// Names in the bucket that no directory can have, of the directories that were listed.
+    pub unshowable_names: u64,
     /// Changes that are not in the bucket yet.
     pub pending_changes: u64,
     /// At most a thousand of them, by key.
@@ -84,6 +86,7 @@ impl FileSystem {
         (status.cache_lookups, status.cache_hits) = self.settings.cache.lookups_and_hits();
         (status.journal_bytes, status.journal_synced_bytes) = self.journal.bytes_and_synced();
         let tree = self.tree.lock();
+        status.unshowable_names = tree.unshowable();
         let changed: Vec<Pending> = tree
             .inodes()
             .filter_map(|inode| Pending::of(&tree, inode))

@@ -104,6 +104,8 @@ struct Directory {
     children: BTreeMap<Arc<str>, Dentry>,
     /// So many of them are directories.
     subdirectories: u32,
+    /// Names in the bucket that cannot be shown, as the last whole listing had them.
+    unshowable: u32,
     removed: HashMap<Arc<str>, Tombstone>,
     /// When the last whole listing began: names that are not here are not there.
     listed: Option<Duration>,
@@ -226,6 +228,17 @@ impl Tree {
     /// Whether the inode is a directory; `None` if it is unknown.
     pub(crate) fn is_directory(&self, ino: u64) -> Option<bool> {
         self.nodes.get(&ino).map(|node| node.directory.is_some())
+    }
+
+    /// How many names in the bucket cannot be shown, of the directories that were listed.
+    pub(crate) fn unshowable(&self) -> u64 {
+        let directories = self
+            .nodes
+            .values()
+            .filter_map(|node| node.directory.as_ref());
+        directories
+            .map(|directory| u64::from(directory.unshowable))
+            .sum()
     }
 
     /// How many names lead to an inode, the `.` and `..` of directories among them.
@@ -987,7 +1000,7 @@ mod tests {
         tree.observe(ROOT, &names[1], &object("1"), asked, TTL, &cache)
             .unwrap();
         tree.insert(ROOT, &names[2], attr(FileKind::File), TTL);
-        tree.finish_listing(ROOT, asked, TTL, TTL);
+        tree.finish_listing(ROOT, asked, TTL, TTL, 0);
         let left: Vec<String> = tree
             .children(ROOT)
             .iter()

@@ -51,6 +51,7 @@ pub(super) fn status(filesystem: &FileSystem) -> MountStatus {
             .map(|writes| in_words(writes).to_owned()),
         requests: status.requests,
         last_error: status.last_error,
+        unshowable_names: status.unshowable_names,
         pending_changes: status.pending_changes,
         pending: status.pending.into_iter().map(pending_change).collect(),
     }

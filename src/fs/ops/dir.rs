@@ -47,6 +47,8 @@ pub(crate) struct DirStream {
     positions: HashMap<Arc<str>, usize>,
     /// Of the entries so many were shown, and stay where they are.
     shown: usize,
+    /// Of the store's names so many cannot be shown.
+    unshowable: u32,
     progress: Progress,
 }
 
@@ -220,6 +222,7 @@ impl FileSystem {
                     stream.progress = Progress::End;
                     return Ok(());
                 }
+                stream.unshowable = 0;
                 (tree.begin_question(), now, None)
             }
         };
@@ -232,6 +235,7 @@ impl FileSystem {
         };
         let page = self.bucket.list(&request).await?;
         let continuation = page.continuation.clone();
+        stream.unshowable += unshowable(&directory, &page);
         let names = {
             let tree = self.tree.lock();
             names_of(&directory, page, |name| tree.is_no_directory(ino, name))
@@ -264,7 +268,7 @@ impl FileSystem {
             if tree.key_of(ino).as_ref() != Some(&directory) {
                 return Err(FsError::Stale);
             }
-            tree.finish_listing(ino, asked, began, self.now());
+            tree.finish_listing(ino, asked, began, self.now(), stream.unshowable);
             // What was made here and is not in the bucket yet.
             for child in tree.children(ino) {
                 if !stream.positions.contains_key(&child.name) {
@@ -336,18 +340,29 @@ impl DirStream {
 
 /// The names that a page of a listing of `directory` shows, with what it says of them. Of some it is known that they
 /// are no directories, though there are keys below them.
+fn segment_of<'a>(directory: &Key, key: &'a Key) -> Option<&'a str> {
+    key.as_str().strip_prefix(directory.as_str())
+}
+
+/// How many names of the page no directory can have.
+fn unshowable(directory: &Key, page: &ListPage) -> u32 {
+    let segments = page.entries.iter().filter_map(|entry| match entry {
+        ListEntry::Prefix(key) => segment_of(directory, key)?.strip_suffix('/'),
+        ListEntry::Object { key, .. } => {
+            segment_of(directory, key).filter(|segment| !segment.is_empty())
+        }
+    });
+    let names = segments.map(Name::from_segment);
+    u32::try_from(names.filter(Result::is_err).count()).unwrap_or(u32::MAX)
+}
+
 fn names_of(
     directory: &Key,
     page: ListPage,
     is_no_directory: impl Fn(&str) -> bool,
 ) -> Vec<(Arc<str>, Observed)> {
-    let segment_of = |key: &Key| {
-        key.as_str()
-            .strip_prefix(directory.as_str())
-            .map(str::to_owned)
-    };
     let directory_called = |key: &Key| {
-        let segment = segment_of(key)?.strip_suffix('/')?.to_owned();
+        let segment = segment_of(directory, key)?.strip_suffix('/')?.to_owned();
         let name = Name::from_segment(&segment).ok()?;
         (!is_no_directory(&name)).then_some((segment, name))
     };
@@ -368,11 +383,11 @@ fn names_of(
             modified,
         } => {
             // The empty segment is the directory's own marker.
-            let segment = segment_of(&key).filter(|segment| !segment.is_empty())?;
-            let name = if directories.contains(&segment) {
-                Name::from_segment_beside_directory(&segment)
+            let segment = segment_of(directory, &key).filter(|segment| !segment.is_empty())?;
+            let name = if directories.contains(segment) {
+                Name::from_segment_beside_directory(segment)
             } else {
-                Name::from_segment(&segment)
+                Name::from_segment(segment)
             };
             let object = ObservedObject {
                 size,

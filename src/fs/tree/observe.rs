@@ -119,6 +119,7 @@ impl Tree {
         asked: u64,
         began: Duration,
         now: Duration,
+        unshowable: u32,
     ) {
         let Some(directory) = self.directory(parent) else {
             return;
@@ -136,6 +137,7 @@ impl Tree {
         }
         if let Some(directory) = self.directory_mut(parent) {
             directory.listed = Some(began);
+            directory.unshowable = unshowable;
             directory.drop_old_tombstones(now);
         }
     }

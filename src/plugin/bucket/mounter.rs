@@ -116,6 +116,10 @@ pub struct MountStatus {
     pub requests: std::collections::BTreeMap<String, u64>,
     /// The last error a program was given, if any.
     pub last_error: Option<String>,
+    /// Names in the bucket that no directory can have (`.`, `..`, more than 255 bytes), of the directories that were
+    /// listed.
+    #[serde(default)]
+    pub unshowable_names: u64,
     /// Changes that are not in the bucket yet.
     #[serde(default)]
     pub pending_changes: u64,

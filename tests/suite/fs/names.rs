@@ -1,7 +1,7 @@
 use std::ffi::OsStr;
 
 use bucketvol::fs::{FsError, NameError};
-use bucketvol::store::FileKind;
+use bucketvol::store::{FileKind, Key, Precondition};
 
 use crate::common::test_fs::{ROOT, TestFs};
 
@@ -62,7 +62,16 @@ async fn one_odd_key_never_hides_its_neighbours() {
             "x\u{1}y"
         ]
     );
+    assert_eq!(fs.status().unshowable_names, 2);
     assert_eq!(fs.ls("a").await, ["%2F/"]);
+    // They are counted as often as they are there.
+    fs.let_ttl_pass();
+    fs.bucket
+        .delete(&Key::new("./dot"), Precondition::None)
+        .await
+        .unwrap();
+    fs.ls("").await;
+    assert_eq!(fs.status().unshowable_names, 1);
     assert_eq!(fs.read("a/%2F/b").await.unwrap(), b"x");
     assert_eq!(fs.read("%2F/lead").await.unwrap(), b"x");
 }
