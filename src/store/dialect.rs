@@ -1,4 +1,5 @@
-//! Attributes <-> user metadata: reads the dialects of s3fs, geesefs, rclone and gsutil, writes s3fs's.
+//! Attributes <-> user metadata: reads the dialects of s3fs, geesefs, rclone, s3sync and
+//! gsutil, writes s3fs's.
 
 mod parse;
 mod xattr;
@@ -55,10 +56,13 @@ pub enum FileKind {
 impl Attributes {
     /// What `metadata` say, in whichever dialect. What makes no sense says nothing.
     ///
-    /// Where several dialects speak, s3fs's names win over gsutil's.
+    /// Where several dialects speak, s3fs's names win over s3sync's, and those over gsutil's: so s3fs has it.
     pub fn from_metadata(metadata: &Metadata) -> Self {
         let said = |name: &str| metadata.user.get(name).map(|value| value.trim());
-        let (kind, permissions) = said("mode").and_then(mode).unwrap_or_default();
+        let (kind, permissions) = said("mode")
+            .and_then(mode)
+            .or_else(|| mode(said("permissions")?))
+            .unwrap_or_default();
         let gsutil_mode = || u32::from_str_radix(said("goog-reserved-posix-mode")?, 8).ok();
         let gsutil_symlink = said("goog-reserved-file-is-symlink")
             .is_some_and(|value| value.eq_ignore_ascii_case("true"));
@@ -70,9 +74,11 @@ impl Attributes {
                 .filter(|mode| *mode <= 0o7777),
             uid: said("uid")
                 .and_then(id)
+                .or_else(|| id(said("owner")?))
                 .or_else(|| id(said("goog-reserved-posix-uid")?)),
             gid: said("gid")
                 .and_then(id)
+                .or_else(|| id(said("group")?))
                 .or_else(|| id(said("goog-reserved-posix-gid")?)),
             rdev: said("rdev").and_then(device),
             mtime: said("mtime")

@@ -81,6 +81,31 @@ fn every_dialect_is_read() {
 }
 
 #[test]
+fn what_s3sync_wrote_is_read_where_nobody_else_says_it() {
+    let s3sync = [("permissions", "33184"), ("owner", "5"), ("group", "6")];
+    let alone = Attributes::from_metadata(&metadata(&s3sync));
+    assert_eq!(
+        (alone.kind, alone.mode, alone.uid, alone.gid),
+        (Some(FileKind::File), Some(0o640), Some(5), Some(6))
+    );
+    let s3fs = [("mode", "16877"), ("uid", "0"), ("gid", "7")];
+    let gsutil = [
+        ("goog-reserved-posix-mode", "777"),
+        ("goog-reserved-posix-uid", "8"),
+    ];
+    let beside = [&s3sync[..], &gsutil].concat();
+    assert_eq!(Attributes::from_metadata(&metadata(&beside)), alone);
+    let beside = [&s3sync[..], &s3fs].concat();
+    assert_eq!(
+        Attributes::from_metadata(&metadata(&beside)),
+        Attributes::from_metadata(&metadata(&s3fs))
+    );
+    // Names are no numbers.
+    let names = metadata(&[("owner", "me"), ("group", "staff")]);
+    assert_eq!(Attributes::from_metadata(&names), Attributes::default());
+}
+
+#[test]
 fn modes_are_told_apart_by_what_makes_sense() {
     let table = [
         ("33188", Some(FileKind::File), Some(0o644)),
