@@ -19,7 +19,7 @@ use crate::fs::staging::{ContentSource, StagedContent};
 use crate::fs::tree::Tree;
 use crate::fs::upload::plan::SIZE_MAX;
 use crate::fs::upload::schedule::Footprint;
-use crate::store::{FileKind, Key, StoreError};
+use crate::store::{Attributes, FileKind, Key, StoreError};
 
 /// How often a write that waits for room looks for itself.
 const ROOM_POLL: Duration = Duration::from_millis(100);
@@ -403,6 +403,10 @@ impl FileSystem {
             if state.attr.kind != FileKind::Symlink {
                 return Err(FsError::Invalid("not a symbolic link"));
             }
+            let beside = Attributes::link_target(&state.metadata);
+            if let Some(target) = beside.filter(|_| state.attr.size == 0) {
+                return link_target(target.into_bytes().into());
+            }
             if state.attr.size == 0 || state.attr.size > TARGET_MAX as u64 {
                 return Err(FsError::Invalid("the link's object is no path"));
             }
@@ -419,11 +423,17 @@ impl FileSystem {
         // s3fs ends a target with a newline.
         let trimmed = target.strip_suffix(b"\n").map_or(target.len(), <[u8]>::len);
         target.truncate(trimmed);
-        if target.is_empty() || target.contains(&0) {
-            return Err(FsError::Invalid("the link's object is no path"));
-        }
-        Ok(target.freeze())
+        link_target(target.freeze())
     }
+}
+
+/// What readlink(2) can return.
+fn link_target(target: Bytes) -> Result<Bytes, FsError> {
+    let fits = (1..=TARGET_MAX).contains(&target.len());
+    if !fits || target.contains(&0) {
+        return Err(FsError::Invalid("the link's object is no path"));
+    }
+    Ok(target)
 }
 
 /// A part of what a read is to return.

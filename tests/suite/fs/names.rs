@@ -1,7 +1,9 @@
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
 use bucketvol::fs::{FsError, NameError};
-use bucketvol::store::{FileKind, Key, Precondition};
+use bucketvol::store::{FileKind, Key, Metadata, Precondition};
+use bytes::Bytes;
 
 use crate::common::test_fs::{ROOT, TestFs};
 
@@ -208,5 +210,22 @@ on_each_store! {
             &other.readlink(entries[0].ino).await.unwrap()[..],
             b"../some/where"
         );
+    }
+}
+
+on_each_store! {
+    async fn a_link_of_geesefs_has_its_target_beside_an_empty_body(fs: TestFs) {
+        let said = BTreeMap::from([("--symlink-target".to_owned(), "..%2Fsome%20where".to_owned())]);
+        let metadata = Metadata {
+            user: said,
+            ..Metadata::default()
+        };
+        let (key, body) = (Key::new("link"), Bytes::new());
+        let put = fs.bucket.put(&key, body, metadata, Precondition::None);
+        put.await.unwrap();
+        let entries = fs.entries("").await.unwrap();
+        assert_eq!(entries[0].attr.kind, FileKind::Symlink);
+        let target = fs.readlink(entries[0].ino).await.unwrap();
+        assert_eq!(&target[..], b"../some where");
     }
 }
