@@ -25,6 +25,8 @@ has dockerd && has docker || packages+=(docker.io)
 [ "$purpose" = demo ] || packages+=(attr fio git make procps socat)
 # SQLite is driven by it. Any will do.
 [ "$purpose" = demo ] || has python3 || packages+=(python3)
+# Programs that are tried on a mount.
+[ "$purpose" = demo ] || packages+=(diffutils rsync vim)
 
 # Only there is Debian 12's kernel run.
 is_long=

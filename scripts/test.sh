@@ -129,7 +129,7 @@ if wanted deny; then
     fi
 fi
 # The modules of tests/suite that mount.
-mounting=(crash disk_full fuse_real hand_over mounter posix restart session survival)
+mounting=(crash disk_full fuse_real hand_over mounter posix programs restart session survival)
 any_mounting="$(IFS='|' && printf '%s' "${mounting[*]}")"
 if wanted plain; then
     # shellcheck disable=SC2046 # a word for each
@@ -167,8 +167,8 @@ if [ "${LONG:-}" = 1 ] && wanted kernel; then
     fi
 fi
 if wanted s3; then
-    tests s3 'test(garage) & not test(/^(docker|fuse_real)::/)' --test suite -- \
-        garage --skip docker:: --skip fuse_real::
+    tests s3 'test(garage) & not test(/^(docker|fuse_real|programs)::/)' --test suite -- \
+        garage --skip docker:: --skip fuse_real:: --skip programs::
 fi
 if wanted docker; then
     if can_docker && can_fuse; then

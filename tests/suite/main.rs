@@ -49,6 +49,10 @@ mod fuse_real;
 #[cfg(feature = "fuse-tests")]
 mod posix;
 
+// Programs of others on a real mount, and s3fs and objects by hand beside it.
+#[cfg(feature = "fuse-tests")]
+mod programs;
+
 // The disk of the host is full, to the last byte.
 #[cfg(feature = "fuse-tests")]
 mod disk_full;

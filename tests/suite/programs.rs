@@ -1,0 +1,37 @@
+//! Programs of others on a real mount: what they do all day works, and what they leave is in the bucket.
+//!
+//! Needs root, /dev/fuse, fusermount3 and the programs; what is not installed is said, and is a failure on CI.
+
+mod trees;
+
+use std::collections::BTreeMap;
+
+use crate::common::mounted::Mounted;
+use crate::common::process::{cannot_run, succeed};
+
+/// Whether this machine has these programs; says so where it has not.
+fn has(programs: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |program: &&&str| std::env::split_paths(&path).any(|p| p.join(program).exists());
+    let missing = programs.iter().find(|program| !is_there(program));
+    if let Some(program) = missing {
+        cannot_run(&format!("{program} is not installed"));
+    }
+    missing.is_none()
+}
+
+/// Requests that the mount has sent so far, by verb, once everything is in the bucket.
+fn requests(mounted: &Mounted) -> BTreeMap<String, u64> {
+    succeed(mounted.bucketvol(60).arg("sync").arg(mounted.path("")));
+    let status = succeed(mounted.bucketvol(60).args(["status", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let requests = status[0]["mounts"][0]["requests"].clone();
+    serde_json::from_value(requests).expect("a number for each verb")
+}
+
+/// Those of them that change the bucket.
+fn writing(mounted: &Mounted) -> BTreeMap<String, u64> {
+    let mut requests = requests(mounted);
+    requests.retain(|verb, _| !matches!(verb.as_str(), "get" | "head" | "list" | "list_multipart"));
+    requests
+}
