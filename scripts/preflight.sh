@@ -26,7 +26,21 @@ has dockerd && has docker || packages+=(docker.io)
 # SQLite is driven by it. Any will do.
 [ "$purpose" = demo ] || has python3 || packages+=(python3)
 # Programs that are tried on a mount.
-[ "$purpose" = demo ] || packages+=(diffutils rsync vim)
+if [ "$purpose" = test ]; then
+    packages+=(diffutils rsync vim)
+    has initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
+fi
+
+# Debian makes a cluster of a new server and starts it, unless this file says no meanwhile.
+install_postgresql() {
+    local file=/etc/postgresql-common/createcluster.conf is_there=yes
+    install_packages postgresql-common
+    as_root cp --preserve "$file" "$file.before"
+    printf 'create_main_cluster = false\n' | as_root tee -a "$file" >/dev/null
+    install_packages postgresql || is_there=
+    as_root mv "$file.before" "$file"
+    [ -n "$is_there" ]
+}
 
 # Only there is Debian 12's kernel run.
 is_long=
@@ -72,8 +86,11 @@ esac
 
 if [ ${#missing[@]} -gt 0 ]; then
     say "Packages it needs and would install: ${missing[*]}"
-    say "  (about 1 minute; up to 300 MB where docker.io is among them, 150 MB for QEMU)"
+    say "  (about 1 minute; up to 300 MB where docker.io is among them, 250 MB for PostgreSQL, 150 MB for QEMU)"
     if ask "Install them?"; then
+        case " ${missing[*]} " in
+        *" postgresql "*) install_postgresql ;;
+        esac
         install_packages "${missing[@]}"
     else
         say "Going on without them; what needs them will say so."

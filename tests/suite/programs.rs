@@ -2,6 +2,7 @@
 //!
 //! Needs root, /dev/fuse, fusermount3 and the programs; what is not installed is said, and is a failure on CI.
 
+mod databases;
 mod trees;
 
 use std::collections::BTreeMap;
