@@ -3,6 +3,7 @@
 //! Needs root, /dev/fuse, fusermount3 and the programs; what is not installed is said, and is a failure on CI.
 
 mod databases;
+mod packages;
 mod trees;
 
 use std::collections::BTreeMap;
