@@ -27,7 +27,7 @@ has dockerd && has docker || packages+=(docker.io)
 [ "$purpose" = demo ] || has python3 || packages+=(python3)
 # Programs that are tried on a mount.
 if [ "$purpose" = test ]; then
-    packages+=(diffutils rsync vim)
+    packages+=(diffutils rsync s3fs vim)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     has initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
 fi

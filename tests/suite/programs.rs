@@ -4,6 +4,7 @@
 
 mod databases;
 mod packages;
+mod s3fs;
 mod trees;
 
 use std::collections::BTreeMap;

@@ -150,22 +150,25 @@ fn encode(key: &Key) -> String {
         .replace("%20", "+")
 }
 
+fn spell(key: &Key, encoded: bool) -> String {
+    match encoded {
+        true => encode(key),
+        false => key.as_str().to_owned(),
+    }
+}
+
 fn max_keys(asked: Option<i32>) -> usize {
     usize::try_from(asked.unwrap_or(1000)).unwrap_or(0)
 }
 
 /// A page as S3 says it: objects, and what they were folded into.
 fn listed(entries: Vec<ListEntry>, encoded: bool) -> (Vec<Object>, Vec<CommonPrefix>) {
-    let spell = |key: &Key| match encoded {
-        true => encode(key),
-        false => key.as_str().to_owned(),
-    };
     let (mut contents, mut prefixes) = (Vec::new(), Vec::new());
     for entry in entries {
         match entry {
             ListEntry::Prefix(key) => {
                 prefixes.push(CommonPrefix {
-                    prefix: Some(spell(&key)),
+                    prefix: Some(spell(&key, encoded)),
                 });
             }
             ListEntry::Object {
@@ -174,7 +177,7 @@ fn listed(entries: Vec<ListEntry>, encoded: bool) -> (Vec<Object>, Vec<CommonPre
                 version,
                 modified,
             } => contents.push(Object {
-                key: Some(spell(&key)),
+                key: Some(spell(&key, encoded)),
                 size: i64::try_from(size).ok(),
                 e_tag: tag(&version.0),
                 last_modified: time(modified),
@@ -308,7 +311,10 @@ impl S3 for Backend {
             continuation: input.marker.clone().filter(|marker| !marker.is_empty()),
         };
         let page = self.store.list(&page).await.map_err(refuse)?;
-        let (contents, prefixes) = listed(page.entries, input.encoding_type.is_some());
+        let encoded = input.encoding_type.is_some();
+        let (contents, prefixes) = listed(page.entries, encoded);
+        // By it s3fs tells a directory's own marker from what is in the directory.
+        let prefix = input.prefix.map(|prefix| spell(&Key::new(prefix), encoded));
         Ok(S3Response::new(ListObjectsOutput {
             is_truncated: Some(page.continuation.is_some()),
             next_marker: page.continuation,
@@ -316,6 +322,8 @@ impl S3 for Backend {
             common_prefixes: Some(prefixes),
             encoding_type: input.encoding_type,
             name: Some(input.bucket),
+            prefix,
+            delimiter: input.delimiter,
             ..ListObjectsOutput::default()
         }))
     }
@@ -333,7 +341,10 @@ impl S3 for Backend {
             continuation: input.continuation_token.clone(),
         };
         let page = self.store.list(&page).await.map_err(refuse)?;
-        let (contents, prefixes) = listed(page.entries, input.encoding_type.is_some());
+        let encoded = input.encoding_type.is_some();
+        let (contents, prefixes) = listed(page.entries, encoded);
+        // By it s3fs tells a directory's own marker from what is in the directory.
+        let prefix = input.prefix.map(|prefix| spell(&Key::new(prefix), encoded));
         Ok(S3Response::new(ListObjectsV2Output {
             is_truncated: Some(page.continuation.is_some()),
             next_continuation_token: page.continuation,
@@ -341,6 +352,8 @@ impl S3 for Backend {
             common_prefixes: Some(prefixes),
             encoding_type: input.encoding_type,
             name: Some(input.bucket),
+            prefix,
+            delimiter: input.delimiter,
             ..ListObjectsV2Output::default()
         }))
     }
