@@ -3,6 +3,7 @@
 //! Needs root, /dev/fuse, fusermount3 and the programs; what is not installed is said, and is a failure on CI.
 
 mod databases;
+mod dialects;
 mod packages;
 mod s3fs;
 mod trees;

@@ -1,5 +1,7 @@
 //! An S3 account to test against, and curl's view of it: a client that is not ours.
 
+#[cfg(feature = "fuse-tests")]
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -65,14 +67,35 @@ impl Account {
 
     /// Puts an object, past us.
     pub(crate) fn put(&self, key: &str, body: &[u8]) {
+        self.put_with(key, &[], body);
+    }
+
+    /// Puts an object with these user metadata, past us.
+    pub(crate) fn put_with(&self, key: &str, metadata: &[(&str, &str)], body: &[u8]) {
         let file = tempfile::NamedTempFile::new().expect("a file for the body");
         std::fs::write(file.path(), body).expect("the body is written");
+        let mut curl = self.curl(120);
+        for (name, value) in metadata {
+            curl.args(["--header", &format!("x-amz-meta-{name}: {value}")]);
+        }
         succeed(
-            self.curl(120)
-                .arg("--upload-file")
+            curl.arg("--upload-file")
                 .arg(file.path())
                 .arg(self.url(key)),
         );
+    }
+
+    /// The object's user metadata as they are answered, past us. What is not UTF-8 is lost.
+    #[cfg(feature = "fuse-tests")]
+    pub(crate) fn metadata(&self, key: &str) -> BTreeMap<String, String> {
+        let head = succeed(self.curl(120).arg("--head").arg(self.url(key)));
+        let headers = head.lines().filter_map(|line| line.split_once(':'));
+        let user = headers.filter_map(|(name, value)| {
+            let name = name.to_ascii_lowercase();
+            let name = name.strip_prefix("x-amz-meta-")?;
+            Some((name.to_owned(), value.trim().to_owned()))
+        });
+        user.collect()
     }
 
     /// The bucket's keys, past us: a thousand at most, and none that XML would escape.
@@ -138,6 +161,13 @@ impl LocalS3 {
     pub(crate) fn hold_parts_from(&self, number: u32) {
         let server = self.server.as_ref().expect("it runs until drop");
         server.hold_parts_from(number);
+    }
+
+    /// Whether it answers metadata that are not ASCII as bytes from now on, or in RFC 2047's words as Amazon does.
+    #[cfg(feature = "fuse-tests")]
+    pub(crate) fn answer_bytes(&self, bytes: bool) {
+        let server = self.server.as_ref().expect("it runs until drop");
+        server.answer_bytes(bytes);
     }
 
     /// How to reach it.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bucketvol::clock::SystemClock;
@@ -15,6 +15,7 @@ use bucketvol::store::{
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt as _;
+use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
@@ -26,6 +27,9 @@ pub(crate) struct Backend {
     store: MemoryStore,
     /// Parts from this number on are not answered for as long as it is so.
     pub(crate) held_from: Arc<AtomicU32>,
+    /// Metadata that are not ASCII are answered as bytes, as some servers do, and not in RFC 2047's words: in Latin-1
+    /// where that has their characters, else in UTF-8.
+    pub(crate) answers_bytes: Arc<AtomicBool>,
 }
 
 impl Backend {
@@ -34,7 +38,29 @@ impl Backend {
             bucket: bucket.to_owned(),
             store: MemoryStore::new(SystemClock::shared()),
             held_from: Arc::new(AtomicU32::new(u32::MAX)),
+            answers_bytes: Arc::default(),
         }
+    }
+
+    /// An answer with an object's metadata.
+    fn answer<T>(&self, output: T, metadata: &Metadata) -> S3Response<T> {
+        let mut answer = S3Response::new(output);
+        if self.answers_bytes.load(Ordering::SeqCst) {
+            let foreign = metadata.user.iter().filter(|(_, value)| !value.is_ascii());
+            for (name, value) in foreign {
+                let latin1: Option<Vec<u8>> = value.chars().map(|c| u8::try_from(c).ok()).collect();
+                let bytes = latin1.unwrap_or_else(|| value.clone().into_bytes());
+                let name = format!("x-amz-meta-{name}");
+                if let (Ok(name), Ok(value)) = (
+                    HeaderName::from_bytes(name.as_bytes()),
+                    HeaderValue::from_bytes(&bytes),
+                ) {
+                    // It takes the place of what the output says of the same name.
+                    answer.headers.insert(name, value);
+                }
+            }
+        }
+        answer
     }
 
     fn check(&self, bucket: &str) -> S3Result<()> {
@@ -203,7 +229,7 @@ impl S3 for Backend {
         let mut output = HeadObjectOutput::default();
         describe!(output, object);
         output.content_length = i64::try_from(object.size).ok();
-        Ok(S3Response::new(output))
+        Ok(self.answer(output, &object.metadata))
     }
 
     async fn get_object(
@@ -237,7 +263,7 @@ impl S3 for Backend {
         let chunks = body.map_err(refuse).try_collect::<Vec<Bytes>>().await?;
         let chunks = futures_util::stream::iter(chunks.into_iter().map(Ok::<_, std::io::Error>));
         output.body = Some(StreamingBlob::wrap(chunks));
-        Ok(S3Response::new(output))
+        Ok(self.answer(output, &object.metadata))
     }
 
     async fn put_object(

@@ -4,7 +4,7 @@
 //! wrote, over a temporary directory; it lacks markers and some conditions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bucketvol::clock::SystemClock;
 use bucketvol::config::credentials::CredentialProvider;
@@ -35,6 +35,7 @@ pub(crate) struct S3Server {
     pub(crate) secret: String,
     /// The number of the first part that is not answered.
     held_from: Arc<AtomicU32>,
+    answers_bytes: Arc<AtomicBool>,
     _directory: Option<TempDir>,
     serving: JoinHandle<()>,
 }
@@ -44,14 +45,21 @@ impl S3Server {
     pub(crate) async fn start() -> Self {
         let backend = Backend::new(BUCKET);
         let held_from = Arc::clone(&backend.held_from);
+        let answers_bytes = Arc::clone(&backend.answers_bytes);
         let mut server = Self::serve(backend, None).await;
         server.held_from = held_from;
+        server.answers_bytes = answers_bytes;
         server
     }
 
     /// Answers no part of this number or a later one, until it is told otherwise.
     pub(crate) fn hold_parts_from(&self, number: u32) {
         self.held_from.store(number, Ordering::SeqCst);
+    }
+
+    /// Whether it answers metadata that are not ASCII as bytes from now on, or in RFC 2047's words as Amazon does.
+    pub(crate) fn answer_bytes(&self, bytes: bool) {
+        self.answers_bytes.store(bytes, Ordering::SeqCst);
     }
 
     /// Starts `s3s-fs` on a free port.
@@ -88,6 +96,7 @@ impl S3Server {
             key: KEY.to_owned(),
             secret: SECRET.to_owned(),
             held_from: Arc::default(),
+            answers_bytes: Arc::default(),
             _directory: directory,
             serving,
         }

@@ -569,6 +569,35 @@ async fn s3_conforms() {
 }
 
 #[tokio::test]
+async fn metadata_that_s3_answers_as_bytes_are_the_text_they_were() {
+    let server = S3Server::start().await;
+    let bucket = server.bucket("");
+    let latin1 = ("latin1".to_owned(), "caf\u{e9}".to_owned());
+    let utf8 = (
+        "utf8".to_owned(),
+        "\u{41c}\u{43e}\u{441}\u{43a}\u{432}\u{430}".to_owned(),
+    );
+    let metadata = Metadata {
+        user: BTreeMap::from([latin1, utf8]),
+        ..Metadata::default()
+    };
+    let key = Key::new("file");
+    let put = bucket.put(&key, Bytes::new(), metadata.clone(), Precondition::None);
+    put.await.unwrap();
+    for bytes in [false, true] {
+        server.answer_bytes(bytes);
+        let object = bucket.head(&key).await.unwrap().unwrap();
+        for (name, value) in &metadata.user {
+            assert_eq!(
+                object.metadata.user.get(name),
+                Some(value),
+                "bytes: {bytes}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_s3_server_of_others_conforms_as_far_as_it_goes() {
     let server = S3Server::start_s3s_fs().await;
     let limits = Limits {
