@@ -20,6 +20,11 @@ struct S3fs {
 
 impl S3fs {
     fn mount(account: &Account) -> Self {
+        Self::with(account, "")
+    }
+
+    /// With further options; each has a comma before it.
+    fn with(account: &Account, options: &str) -> Self {
         let place = tempfile::Builder::new()
             .prefix("bucketvol-test-s3fs-")
             .tempdir_in(scratch())
@@ -32,7 +37,7 @@ impl S3fs {
         let mut command = Command::new("s3fs");
         command.arg(&account.bucket).arg(place.path().join("mnt"));
         let (url, region) = (&account.endpoint, &account.region);
-        let options = format!("url={url},endpoint={region},use_path_request_style");
+        let options = format!("url={url},endpoint={region},use_path_request_style{options}");
         command.args(["-f", "-o", &options]);
         command.args([
             "-o",
@@ -82,11 +87,11 @@ impl Drop for S3fs {
     }
 }
 
-/// Of a name in the end: a chown takes set-uid bits, and a write the time.
+/// The time comes last, after what changes it; `large` is of a size that s3fs sends in parts.
 const MAKE: &str = "
     echo bytes >file; chown 12:34 file; chmod 4640 file; touch -d @1500000000.123456789 file
     : >empty; chmod 600 empty; touch -d @1400000000.5 empty
-    head -c 300000 /dev/zero | tr '\\0' x >large
+    seq 3500000 >large
     mkdir -p dir/sub; echo inner >dir/inner; echo odd >'dir/odd ü name+%41&?'
     chown 56:78 dir; chmod 1750 dir; touch -d @1200000000.125 dir
     ln -s dir/inner link; touch -h -d @1300000000.25 link; ln -s '../über weg' dangling
@@ -109,9 +114,10 @@ fn each_shows_what_the_other_has_written(ours_first: &Account, theirs_first: &Ac
     assert_eq!(s3fs.sh(SHOW), ours);
     // And what it then changes of ours.
     s3fs.sh(
-        "echo more >>file; chmod 640 pipe; mv dir/inner dir/moved; rm empty; chown 1:2 link -h",
+        "echo more >>file; chmod 640 pipe; mv dir/inner dir/moved; mv dir elsewhere; rm empty; chown 1:2 link -h",
     );
-    let show = "ls -A . dir; stat -c '%n %A %u:%g %s' file pipe dir/moved; cat file dir/moved; stat -c %u:%g link";
+    let show = "ls -A . elsewhere; stat -c '%n %A %u:%g %s' file pipe elsewhere/moved large
+        cat file elsewhere/moved 'elsewhere/odd ü name+%41&?'; stat -c %u:%g link elsewhere; sha256sum large";
     let theirs = s3fs.sh(show);
     s3fs.unmount();
     let again = Mounted::by_root(ours_first, "");
@@ -124,7 +130,7 @@ fn each_shows_what_the_other_has_written(ours_first: &Account, theirs_first: &Ac
     let mut mounted = Mounted::by_root(theirs_first, "");
     assert_eq!(mounted.sh(SHOW), theirs);
     mounted.sh(
-        "echo more >>file; chmod 640 pipe; mv dir/inner dir/moved; rm empty; chown -h 1:2 link",
+        "echo more >>file; chmod 640 pipe; mv dir/inner dir/moved; mv dir elsewhere; rm empty; chown -h 1:2 link",
     );
     let ours = mounted.sh(show);
     mounted.unmount();
@@ -148,4 +154,40 @@ fn s3fs_shows_what_we_have_written_and_we_what_it_has_on_garage() {
         let (one, other) = (Garage::start(), Garage::start());
         each_shows_what_the_other_has_written(one.account(), other.account());
     }
+}
+
+#[test]
+fn extended_attributes_of_s3fs_are_ours_and_ours_are_its() {
+    if !has(&["s3fs", "setfattr"]) {
+        return;
+    }
+    let make = "echo x >file; mkdir dir; setfattr -n user.a -v hello file
+        setfattr -n user.bytes -v 0sAAECAwQ= file; setfattr -n user.text -v 'ü %' dir";
+    // s3fs keeps no empty value.
+    let change = "setfattr -x user.a file; setfattr -n user.more -v 1 file; setfattr -n user.text -v other dir";
+    let show = "getfattr -d -e base64 file dir";
+    let (one, other) = (LocalS3::start(), LocalS3::start());
+    let by_s3fs = |account: &Account, script: &str| {
+        let s3fs = S3fs::with(account, ",use_xattr=1");
+        let said = s3fs.sh(&format!("{script}; {show}"));
+        s3fs.unmount();
+        said
+    };
+    let by_us = |account: &Account, script: &str| {
+        let mut mounted = Mounted::with(account, "xattr");
+        let said = mounted.sh(&format!("{script}; {show}"));
+        mounted.unmount();
+        said
+    };
+    let made = by_us(one.account(), make);
+    assert_eq!(made.matches("user.").count(), 3, "{made}");
+    assert_eq!(by_s3fs(one.account(), ":"), made);
+    let changed = by_s3fs(one.account(), change);
+    assert_ne!(changed, made);
+    assert_eq!(by_us(one.account(), ":"), changed);
+
+    assert_eq!(by_s3fs(other.account(), make), made);
+    assert_eq!(by_us(other.account(), ":"), made);
+    assert_eq!(by_us(other.account(), change), changed);
+    assert_eq!(by_s3fs(other.account(), ":"), changed);
 }
