@@ -28,9 +28,15 @@ fn has(programs: &[&str]) -> bool {
 fn requests(mounted: &Mounted) -> BTreeMap<String, u64> {
     succeed(mounted.bucketvol(60).arg("sync").arg(mounted.path("")));
     let status = succeed(mounted.bucketvol(60).args(["status", "--json"]));
-    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-    let requests = status[0]["mounts"][0]["requests"].clone();
-    serde_json::from_value(requests).expect("a number for each verb")
+    let status: Vec<serde_json::Value> = serde_json::from_str(&status).expect("JSON");
+    // Other mounts of root's may be there.
+    let mut mounts = status.iter().map(|process| &process["mounts"][0]);
+    let ours = |mount: &&serde_json::Value| {
+        let point = mount["mountpoint"].as_str();
+        point.is_some_and(|point| mounted.path("").starts_with(point))
+    };
+    let mount = mounts.find(ours).expect("it is mounted");
+    serde_json::from_value(mount["requests"].clone()).expect("a number for each verb")
 }
 
 /// Those of them that change the bucket.
