@@ -10,7 +10,6 @@ use nix::libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE}
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::InodeState;
-use crate::fs::journal::record::Record;
 use crate::fs::staging::ContentSource;
 use crate::fs::upload::plan::SIZE_MAX;
 
@@ -84,14 +83,7 @@ impl FileSystem {
         self.keep_base(state);
         let (size, time) = (state.attr.size, self.settings.clock.wall());
         let extents = self.staged(ino, state)?.stage_zeros(range)?;
-        let written = Record::Written {
-            ino,
-            extents: extents.clone(),
-            size,
-            time,
-        };
-        self.record(ino, state, &written)?;
-        self.staged(ino, state)?.record(&extents);
+        self.record_staged(ino, state, extents, (size, time))?;
         state.content_changed(size, time);
         Ok(())
     }

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use super::create::TARGET_MAX;
 use crate::fs::cache::ObjectSource;
 use crate::fs::error::FsError;
+use crate::fs::extents::Extent;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::FileHandle;
 use crate::fs::inode::{Inode, InodeState, Linked};
@@ -320,9 +321,20 @@ impl FileSystem {
         state: &mut InodeState,
         offset: u64,
         data: &[u8],
-        (size, time): (u64, SystemTime),
+        then: (u64, SystemTime),
     ) -> Result<(), FsError> {
         let extents = self.staged(ino, state)?.stage(offset, data)?;
+        self.record_staged(ino, state, extents, then)
+    }
+
+    /// Lets extents of the staging file be the content, the journal's first.
+    pub(super) fn record_staged(
+        &self,
+        ino: u64,
+        state: &mut InodeState,
+        extents: Vec<Extent>,
+        (size, time): (u64, SystemTime),
+    ) -> Result<(), FsError> {
         let written = Record::Written {
             ino,
             extents: extents.clone(),
