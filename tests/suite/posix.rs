@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -92,6 +93,11 @@ fn run_pjdfstest(mut mounted: Mounted, expected: &[(&str, &str)]) {
         return;
     };
     let other = tempfile::tempdir_in("/dev/shm").expect("another file system");
+    // The whole path of a socket has to fit in 108 bytes.
+    let mut short = tempfile::Builder::new();
+    let short = short.permissions(fs::Permissions::from_mode(0o755));
+    let short = short.tempdir_in("/tmp").expect("a directory");
+    symlink(mounted.path(""), short.path().join("mnt")).expect("a link to the mount");
     let configuration = configuration(&format!(
         "[features]\nposix_fallocate = {{}}\nutimensat = {{}}\nutime_now = {{}}\n\
          [settings]\nnaptime = 0.01\nallow_remount = false\n\
@@ -102,7 +108,7 @@ fn run_pjdfstest(mut mounted: Mounted, expected: &[(&str, &str)]) {
             .arg("--configuration-file")
             .arg(configuration.path())
             .arg("--path")
-            .arg(mounted.path(""))
+            .arg(short.path().join("mnt"))
             .arg("--secondary-fs")
             .arg(other.path()),
     );
