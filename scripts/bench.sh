@@ -1,13 +1,14 @@
 #!/bin/bash
-# Measures how bucketvol writes, beside rclone and s3fs: one S3 server, the same for all, 15 ms away and with
+# Measures how bucketvol writes and reads, beside rclone and s3fs: one S3 server, the same for all, 15 ms away and with
 # 90 MB/s for each connection and direction. Nothing is asserted; docs/BENCH.md is written anew.
 #
 #   YES=1                 installs without asking (so does CI)
 #   ROUNDS=3              measures everything three times rather than twice
 #   SERVER=garage         a server that others wrote, rather than examples/s3_server.rs in memory; the report goes to
 #                         stdout then
-#   ONLY="small replace"  these workloads only: large small replace rename patch untar clone sqlite append idle
-#                         restart; the report goes to stdout then
+#   ONLY="small replace"  these workloads only: large small replace rename patch sequential streams random random4k
+#                         readsmall first listing untar clone sqlite append idle restart; the report goes to stdout
+#                         then
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -19,7 +20,7 @@ rounds="${ROUNDS:-2}"
 rclone_release=1.75.2
 server="${SERVER:-memory}"
 
-compared=(large small replace rename patch)
+compared=(large small replace rename patch sequential streams random random4k readsmall first listing)
 ours=(untar clone sqlite append idle)
 
 wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
@@ -189,7 +190,7 @@ command_of() {
     case "$1" in
     bucketvol)
         printf '%s\n' "$bucketvol" mount "s3://$STORE_BUCKET" "$mnt" \
-            -o "endpoint=$endpoint,region=$STORE_REGION,state_dir=$work/cache"
+            -o "endpoint=$endpoint,region=$STORE_REGION,state_dir=$work/cache,cache_dir=$work/cache"
         ;;
     rclone)
         printf '%s\n' "$rclone" mount "bench:$STORE_BUCKET" "$mnt" --vfs-cache-mode full \

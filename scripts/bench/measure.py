@@ -19,6 +19,7 @@ import sys
 import tarfile
 import time
 
+import reading
 from store import Store, wait_until
 
 GIB = 1 << 30
@@ -30,7 +31,7 @@ class Large:
     """One file of 1 GiB, written from its beginning to its end by dd, and closed."""
 
     def prepare(self, directory, _store):
-        write_random(f"{directory}/source")
+        reading.random_file(directory)
 
     def work(self, directory, mnt):
         run("dd", f"if={directory}/source", f"of={mnt}/large", "bs=1M", "status=none")
@@ -99,9 +100,7 @@ class Patch:
         self.patches = [(chance.randrange(GIB // 4096) * 4096, chance.randbytes(4096)) for _ in range(10)]
 
     def prepare(self, directory, store):
-        write_random(f"{directory}/source")
-        with open(f"{directory}/source", "rb") as source:
-            store.put("large", source, GIB)
+        reading.put_random(store, directory, "large", GIB)
 
     def work(self, _directory, mnt):
         file = os.open(f"{mnt}/large", os.O_RDWR)
@@ -200,7 +199,7 @@ class Idle:
 WORKLOADS = {
     workload.__name__.lower(): workload
     for workload in (Large, Small, Replace, Rename, Patch, Untar, Clone, Sqlite, Append, Idle)
-}
+} | reading.WORKLOADS
 
 
 def tree():
@@ -220,15 +219,6 @@ def run(*command):
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
-def write_random(path):
-    """1 GiB that no store can make smaller."""
-    if os.path.exists(path):
-        return
-    with open(path, "wb") as file:
-        for _ in range(GIB >> 20):
-            file.write(random.randbytes(1 << 20))
-
-
 def requests(bucketvol):
     """By verb, so far; nothing for programs that do not tell."""
     if not bucketvol:
@@ -239,12 +229,26 @@ def requests(bucketvol):
     return mount["requests"]
 
 
+def processes():
+    """Those that PROCESSES names: NAME=PID words."""
+    return [word.split("=") for word in os.environ.get("PROCESSES", "").split()]
+
+
+def peak_memory():
+    """The most MiB of memory that the program has had at once."""
+    for name, pid in processes():
+        if name == "program":
+            with open(f"/proc/{pid}/status") as file:
+                (line,) = [line for line in file if line.startswith("VmHWM:")]
+            return int(line.split()[1]) / 1024
+    return None
+
+
 def processor_seconds():
-    """Spent so far by the processes that PROCESSES names: NAME=PID words."""
+    """Spent so far by each of them."""
     tick = os.sysconf("SC_CLK_TCK")
     spent = {}
-    for word in os.environ.get("PROCESSES", "").split():
-        name, pid = word.split("=")
+    for name, pid in processes():
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
         spent[name] = (int(fields[11]) + int(fields[12])) / tick
@@ -287,6 +291,7 @@ def measure(workload, directory, mnt, bucketvol):
         if hasattr(workload, "left") and not wait_until(lambda: not workload.left(store), time.monotonic() + 5):
             measured["left"] = workload.left(store)
     measured["spent"] = {name: seconds - spent[name] for name, seconds in processor_seconds().items()}
+    measured["peak"] = peak_memory()
     if bucketvol:
         if not isinstance(workload, Idle):
             subprocess.run([bucketvol, "sync", "--timeout", "60s", mnt], check=True, capture_output=True)

@@ -24,6 +24,13 @@ ROWS = [
     ("rename", "the same: until the bucket has them all under the new name", "stored", None, "s"),
     ("patch", "10 x 4 KiB into an object of 1 GiB, fsync, close: until answered (ratio: s3fs)", "answered", None, "s"),
     ("patch", "the same: until the bucket has them", "stored", None, "s"),
+    ("sequential", "1 GiB read in order by `dd`", "answered", 1024, "MiB/s"),
+    ("streams", "4 x 256 MiB read in order, at once", "answered", 1024, "MiB/s"),
+    ("random", "256 KiB at 100 random places of 1 GiB, one after the other", "answered", 25, "MiB/s"),
+    ("random4k", "4 KiB at 200 random places of 1 GiB, one after the other", "answered", 200, "reads/s"),
+    ("readsmall", "300 files of 16 KiB read, one after the other", "answered", 300, "files/s"),
+    ("first", "the first byte of 50 files of 8 MiB in a listed directory", "answered", 50, "files/s"),
+    ("listing", "`ls -l` of 10 000 objects", "answered", None, "s"),
 ]
 
 REQUESTS = [
@@ -37,10 +44,19 @@ REQUESTS = [
     ("sqlite", "200 inserts into SQLite, a transaction each (`journal_mode=DELETE`)"),
     ("append", "a line a second for 20 s: open, append, close"),
     ("idle", "nothing, for 10 s"),
+    ("sequential", "1 GiB read in order"),
+    ("streams", "4 x 256 MiB read in order, at once"),
+    ("random", "256 KiB at 100 random places"),
+    ("random4k", "4 KiB at 200 random places"),
+    ("readsmall", "300 files of 16 KiB read"),
+    ("first", "the first byte of 50 files"),
+    ("listing", "`ls -l` of 10 000 objects"),
 ]
 
+COMPARED = [workload for workload in dict(REQUESTS) if workload in {row[0] for row in ROWS}]
+
 HEAD = """\
-# How it writes, measured
+# Measured
 
 Written by `make bench` (`scripts/bench.sh`): `bucketvol mount`, rclone and s3fs on one S3 server through one proxy
 (`examples/far_away.rs`) that puts the store 15 ms away, 7.5 ms in each direction, and carries 90 MB/s for each
@@ -127,13 +143,20 @@ def processor_time(measured):
     print("Processor seconds from the start until the bucket has it all, the first round: the program itself, the")
     print("server, the proxy.\n")
     print("| workload | bucketvol | rclone | s3fs |\n|---|--:|--:|--:|")
-    for workload, words in REQUESTS[:5]:
+    for workload in COMPARED:
+        words = dict(REQUESTS)[workload]
         cells = []
         for program in PROGRAMS:
             results = results_of(measured, workload, program)
             spent = results[0].get("spent") if results else None
             cells.append(" + ".join(f"{s:.1f}" for s in spent.values()) if spent else excuse(results))
         print(f"| {words} | {' | '.join(cells)} |")
+    print("\nThe most memory that the program had until then, in MiB, the first round:\n")
+    print("| workload | bucketvol | rclone | s3fs |\n|---|--:|--:|--:|")
+    for workload in COMPARED:
+        peaks = [(results_of(measured, workload, program) or [{}])[0].get("peak") for program in PROGRAMS]
+        cells = [f"{peak:.0f}" if peak else "-" for peak in peaks]
+        print(f"| {dict(REQUESTS)[workload]} | {' | '.join(cells)} |")
     print()
 
 
