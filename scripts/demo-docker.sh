@@ -92,6 +92,7 @@ install -d -m 0700 "$WORK/engine/credentials"
 install -m 0600 "$WORK/credentials/demo.toml" "$WORK/engine/credentials/demo.toml"
 socket="/run/docker/plugins/$plugin.sock"
 "${inside[@]}" "$BUCKETVOL" serve --socket "$socket" --state-dir "$WORK/engine/state" \
+    --cache-dir "$WORK/engine/cache" \
     --base-dir "$WORK/engine/mounts" --credentials-dir "$WORK/engine/credentials" \
     --trust-endpoint "$ENDPOINT" </dev/null >"$daemon_log" 2>&1 7>&- &
 daemon=$!

@@ -7,6 +7,7 @@
 #   DEMO_DOCKER=running   the Docker that runs on this machine, rather than an engine of the demo's own
 #   DEMO_DOCKER=none      without Docker: the same by `bucketvol mount`
 #   DEMO_STRICT=1         a demo without Docker is a failure (so it is on CI)
+#   DEMO_BUILD=debug      what cargo has built for testing, rather than a release
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -14,10 +15,16 @@ cd "$(dirname "$0")/.."
 step "what this machine needs"
 scripts/preflight.sh demo
 
-step "a release build"
+build="${DEMO_BUILD:-release}"
+case "$build" in
+release) flags=(--release) ;;
+debug) flags=(--all-features) ;;
+*) die "DEMO_BUILD is release or debug, not $build" ;;
+esac
+step "a $build build"
 target="$(target_directory)"
-cargo build --release --bin bucketvol --example s3_server
-bucketvol="$target/release/bucketvol"
+cargo build "${flags[@]}" --bin bucketvol --example s3_server
+bucketvol="$target/$build/bucketvol"
 
 work="$(mktemp -d "${TMPDIR:-/var/tmp}/bucketvol-demo-XXXXXX")"
 # fusermount3 and the engine walk through it; what is secret in it is closed by itself.
@@ -59,7 +66,7 @@ if [ -n "${DEMO_URL:-}" ]; then
     place="${place%/}"
 else
     step "an S3 server on loopback (examples/s3_server.rs), with its objects in $work/s3"
-    "$target/release/examples/s3_server" --root "$work/s3" --bucket demo >"$work/server" &
+    "$target/$build/examples/s3_server" --root "$work/s3" --bucket demo >"$work/server" &
     server=$!
     for _ in $(seq 100); do
         if grep -qsx ready "$work/server"; then break; fi
@@ -103,7 +110,7 @@ by_mount() {
         export AWS_ACCESS_KEY_ID="$access_key_id" AWS_SECRET_ACCESS_KEY="$secret_access_key"
         [ -z "$session_token" ] || export AWS_SESSION_TOKEN="$session_token"
         exec "$bucketvol" mount "s3://$bucket/$prefix" "$work/mnt" \
-            -o "endpoint=$endpoint,region=$region,state_dir=$work/state" >"$work/mount"
+            -o "endpoint=$endpoint,region=$region,state_dir=$work/state,cache_dir=$work/cache" >"$work/mount"
     ) &
     mount=$!
     for _ in $(seq 300); do

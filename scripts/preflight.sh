@@ -27,7 +27,7 @@ has dockerd && has docker || packages+=(docker.io)
 [ "$purpose" = demo ] || has python3 || packages+=(python3)
 # Programs that are tried on a mount.
 if [ "$purpose" = test ]; then
-    packages+=(diffutils rsync s3fs vim)
+    packages+=(diffutils mariadb-client-core mariadb-server-core redis-tools rsync s3fs vim)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     has initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
 fi
@@ -70,12 +70,16 @@ demo)
     ;;
 test)
     need=12
-    say "The tests build the program for testing and for release (about 6 GB in $target;"
-    say "$(nproc) cores: about $((24 / $(nproc) + 2)) minutes the first time) and run for some minutes."
+    say "The tests build the program for testing (about 5 GB in $target;"
+    say "$(nproc) cores: about $((16 / $(nproc) + 2)) minutes the first time) and run for some minutes."
     garage="$tools/garage-2.5.0/bin/garage"
     if [ ! -x "$garage" ]; then
         say "They also build garage 2.5.0, an S3 server, once: about $((20 / $(nproc))) minutes, 3 GB meanwhile,"
         say "60 MB kept in $tools."
+    fi
+    if [ ! -x "$tools/pjdfstest-0.2.2/bin/pjdfstest" ] || [ ! -x "$tools/fsx-0.3.2/bin/fsx" ]; then
+        say "They also build pjdfstest and fsx, which test file systems, once: about $((4 / $(nproc) + 1)) minutes,"
+        say "6 MB kept in $tools."
     fi
     if [ -n "$is_long" ]; then
         say "They also run on Debian 12's own kernel, emulated by QEMU: 5 to 15 minutes. apt-get fetches it once (27 MB,"
@@ -87,7 +91,8 @@ esac
 
 if [ ${#missing[@]} -gt 0 ]; then
     say "Packages it needs and would install: ${missing[*]}"
-    say "  (about 1 minute; up to 300 MB where docker.io is among them, 250 MB for PostgreSQL, 150 MB for QEMU)"
+    say "  (about 1 minute; up to 300 MB where docker.io is among them, 250 MB for PostgreSQL, 120 MB for MariaDB,"
+    say "  150 MB for QEMU)"
     if ask "Install them?"; then
         case " ${missing[*]} " in
         *" postgresql "*) install_postgresql ;;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::mount::state_dir;
-use super::mounter::{self, FuseMounter, Host};
+use super::mount::{cache_dir, state_dir};
+use super::mounter::{self, FuseMounter, Host, attributes};
 use super::progress;
 use super::serve::ServeArgs;
 use super::signals::Signals;
@@ -18,7 +18,7 @@ use crate::config::{Ambient, CredentialProvider, Options};
 use crate::fs::{BlockCache, StagingBudget};
 use crate::plugin::bucket::{BucketDriver, Mount, MountError, Mounter, Settings};
 use crate::plugin::{Deadlines, PluginSocket, Stop, VolumeDriver, listen};
-use crate::store::Bucket;
+use crate::store::{AttributeCache, Bucket};
 
 /// The names by which the plugin's socket and its file are kept for the next worker.
 const SOCKET: &str = "docker.sock";
@@ -34,12 +34,32 @@ const STAGING: &str = "staging";
 /// The driver of `serve`.
 pub(super) type Driver = Arc<BucketDriver>;
 
+/// What is written at an orderly end may take so long: it can be asked for again.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What earlier mounts of the same place have learnt of its objects.
+pub(super) fn attributes_of(options: &Options) -> Option<Arc<AttributeCache>> {
+    let dir = options.host.cache_dir.clone().or_else(cache_dir)?;
+    attributes::of_command(&dir, options, &*SystemClock::shared())
+}
+
+/// What the daemon has learnt of objects.
+pub(super) fn attributes_of_volumes(args: &ServeArgs) -> Arc<AttributeCache> {
+    attributes::of_daemon(&args.cache_dir)
+}
+
+/// Leaves what was learnt last to the next process.
+pub(super) async fn keep_attributes(attributes: &AttributeCache) {
+    attributes.flush(LAST_WORDS).await;
+}
+
 /// Mounts one directory for the command line.
 pub(super) async fn mount_at(
     dir: &Path,
     options: &Options,
     ambient: &Ambient,
     worker: &Arc<Worker>,
+    attributes: Option<Arc<AttributeCache>>,
 ) -> Result<Box<dyn Mount>> {
     let state_dir = match &options.host.state_dir {
         Some(dir) => dir.clone(),
@@ -50,6 +70,7 @@ pub(super) async fn mount_at(
         ambient: ambient.clone(),
         staging: StagingBudget::new(options.host.staging_limit, options.host.min_free),
         cache: BlockCache::new(options.host.cache_memory),
+        attributes,
         clock: SystemClock::shared(),
         worker: Arc::clone(worker),
     };
@@ -73,12 +94,17 @@ pub(super) async fn check_store(options: &Options, ambient: &Ambient) -> Result<
 }
 
 /// What mounts the daemon's volumes.
-pub(super) async fn mounter(args: &ServeArgs, worker: &Arc<Worker>) -> Result<Arc<FuseMounter>> {
+pub(super) async fn mounter(
+    args: &ServeArgs,
+    worker: &Arc<Worker>,
+    attributes: Arc<AttributeCache>,
+) -> Result<Arc<FuseMounter>> {
     let host = Host {
         state_dir: args.state_dir.join(STAGING),
         ambient: args.ambient()?,
         staging: StagingBudget::new(args.staging_limit, args.min_free),
         cache: BlockCache::new(args.cache_memory),
+        attributes: Some(attributes),
         clock: SystemClock::shared(),
         worker: Arc::clone(worker),
     };

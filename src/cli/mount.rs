@@ -124,7 +124,8 @@ async fn serve(args: MountArgs, said: Said, worker: Arc<Worker>) -> Result<ExitC
     worker.beat();
     let ambient = Ambient::command_line(Environment::of_this_process());
     let options = options(&args.url, said, &ambient)?;
-    let work = compose::mount_at(&args.dir, &options, &ambient, &worker);
+    let attributes = compose::attributes_of(&options);
+    let work = compose::mount_at(&args.dir, &options, &ambient, &worker, attributes.clone());
     let mount = tokio::select! {
         mount = tokio::time::timeout(START_LIMIT, work) => match mount {
             Ok(mount) => mount.with_context(|| format!("mount {}", options.location))?,
@@ -148,6 +149,10 @@ async fn serve(args: MountArgs, said: Said, worker: Arc<Worker>) -> Result<ExitC
         let _ = control.await;
     }
     worker.stopping();
+    // A hand-over does not wait for it.
+    if let (Some(_), Some(attributes)) = (&ended, &attributes) {
+        compose::keep_attributes(attributes).await;
+    }
     match ended {
         Some(ended) => ended.map(|()| ExitCode::SUCCESS),
         None => worker.leave().await,
@@ -164,20 +169,28 @@ pub(super) fn wait_for_ready(stdout: impl Read) -> bool {
 
 /// Where this user's mounts keep what outlives them: logs, and bytes on their way.
 pub(super) fn state_dir() -> Result<PathBuf> {
+    own_dir("XDG_STATE_HOME", "/var/lib", ".local/state")
+        .context("neither XDG_STATE_HOME nor HOME is set: say -o state_dir=DIR")
+}
+
+/// Where they keep what can be asked for again.
+pub(super) fn cache_dir() -> Option<PathBuf> {
+    own_dir("XDG_CACHE_HOME", "/var/cache", ".cache")
+}
+
+/// This user's directory of a kind, by the XDG base directory specification; root's is the system's.
+fn own_dir(variable: &str, of_root: &str, at_home: &str) -> Option<PathBuf> {
     let own = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
     };
-    if let Some(base) = own("XDG_STATE_HOME") {
-        return Ok(base.join("bucketvol"));
-    }
-    if nix::unistd::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib/bucketvol"));
-    }
-    let home =
-        own("HOME").context("neither XDG_STATE_HOME nor HOME is set: say -o state_dir=DIR")?;
-    Ok(home.join(".local/state/bucketvol"))
+    let base = match own(variable) {
+        Some(base) => base,
+        None if nix::unistd::geteuid().is_root() => PathBuf::from(of_root),
+        None => own("HOME")?.join(at_home),
+    };
+    Some(base.join("bucketvol"))
 }
 
 /// A directory's name for a file's: `/mnt/a` is `mnt-a`.

@@ -3,6 +3,7 @@
 //! A mount is a session of its own on a [`FileSystem`] that it may share. Retrying a store that is away
 //! is the caller's: an attempt here is made once and says whether another may help.
 
+pub(super) mod attributes;
 mod contents;
 mod ended;
 mod filesystems;
@@ -32,6 +33,7 @@ use crate::fs::{BlockCache, FileSystem, StagingBudget};
 use crate::plugin::bucket::{
     Mount, MountError, MountStatus, Mounter, Salvage, VolumeName, VolumeSpec,
 };
+use crate::store::AttributeCache;
 
 /// From mount(2) to the root's first answer. The root is known by then, so only a host in trouble needs
 /// seconds.
@@ -54,6 +56,8 @@ pub struct Host {
     pub staging: Arc<StagingBudget>,
     /// The blocks that were read.
     pub cache: Arc<BlockCache>,
+    /// What HEADs have said of objects, to earlier processes too; `None`: it is not kept.
+    pub attributes: Option<Arc<AttributeCache>>,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
     /// What keeps the mounts through this process's end.

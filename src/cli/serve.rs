@@ -45,6 +45,14 @@ pub(super) struct ServeArgs {
         default_value = "/var/lib/bucketvol"
     )]
     pub(super) state_dir: PathBuf,
+    /// What is known of objects; what is lost there is asked for again
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BUCKETVOL_CACHE_DIR",
+        default_value = "/var/cache/bucketvol"
+    )]
+    pub(super) cache_dir: PathBuf,
     /// Below it volumes are mounted [default: STATE_DIR/mounts]
     #[arg(long, value_name = "DIR", env = "BUCKETVOL_BASE_DIR")]
     pub(super) base_dir: Option<PathBuf>,
@@ -155,7 +163,8 @@ async fn serve(args: ServeArgs, worker: Arc<Worker>) -> Result<ExitCode> {
     worker.beat();
     // First of all: one that answers already is not disturbed, and Docker's calls queue from here on.
     let socket = compose::bind(&args, &worker)?;
-    let fuse = compose::mounter(&args, &worker).await?;
+    let attributes = compose::attributes_of_volumes(&args);
+    let fuse = compose::mounter(&args, &worker, Arc::clone(&attributes)).await?;
     let mounter = Tracked::new(Arc::clone(&fuse) as _);
     let driver = compose::driver(&args, Arc::clone(&mounter) as _)?;
     let daemon = Daemon {
@@ -193,6 +202,7 @@ async fn serve(args: ServeArgs, worker: Arc<Worker>) -> Result<ExitCode> {
     if let Stop::HandOver { .. } = stopped {
         worker.leave().await;
     }
+    compose::keep_attributes(&attributes).await;
     match ended {
         Err(MountError::TimedOut(left)) => Err(TimedOut(left).into()),
         ended => Ok(ended.map(|()| ExitCode::SUCCESS)?),

@@ -51,6 +51,7 @@ fn table(statuses: &[ProcessStatus]) -> String {
         "SOURCE",
         "DIRTY",
         "FILES",
+        "USED",
         "CACHE",
         "HITS",
         "REQUESTS",
@@ -63,13 +64,13 @@ fn table(statuses: &[ProcessStatus]) -> String {
         }
         for volume in &status.idle_volumes {
             let pid = status.pid.to_string();
-            table.add_row([volume, "-", "-", "-", "-", "-", "-", "-", &pid, ""]);
+            table.add_row([volume, "-", "-", "-", "-", "-", "-", "-", "-", &pid, ""]);
         }
     }
     table.trim_fmt()
 }
 
-fn row(mount: &MountView, pid: u32) -> [String; 10] {
+fn row(mount: &MountView, pid: u32) -> [String; 11] {
     let status = &mount.status;
     let source = if mount.read_only {
         format!("{} (ro)", mount.source)
@@ -92,6 +93,7 @@ fn row(mount: &MountView, pid: u32) -> [String; 10] {
         source,
         bytes(status.dirty_bytes),
         status.dirty_files.to_string(),
+        used(status.used_bytes, status.size),
         bytes(status.cache_bytes),
         hit_rate(status.cache_hits, status.cache_lookups),
         if requests.is_empty() {
@@ -107,6 +109,14 @@ fn row(mount: &MountView, pid: u32) -> [String; 10] {
 /// Bytes as people read them.
 pub(super) fn bytes(count: u64) -> String {
     bytesize::ByteSize(count).to_string()
+}
+
+fn used(used: Option<u64>, size: Option<u64>) -> String {
+    let used = used.map_or_else(|| "-".to_owned(), bytes);
+    match size {
+        Some(size) => format!("{used} of {}", bytes(size)),
+        None => used,
+    }
 }
 
 fn hit_rate(hits: u64, lookups: u64) -> String {
@@ -147,6 +157,8 @@ pub(super) mod tests {
         let status = MountStatus {
             dirty_bytes: 3 << 20,
             dirty_files: 2,
+            size: Some(10 << 30),
+            used_bytes: Some(5 << 20),
             cache_hits: 1,
             cache_lookups: 4,
             requests: [("get".to_owned(), 5), ("put".to_owned(), 1)].into(),
@@ -158,6 +170,7 @@ pub(super) mod tests {
             "photos",
             "s3://photos (ro)",
             "3.0 MiB",
+            "5.0 MiB of 10.0 GiB",
             "25 %",
             "get 5, put 1",
             "denied",
@@ -171,5 +184,12 @@ pub(super) mod tests {
     fn no_lookups_are_no_hit_rate() {
         assert_eq!(hit_rate(0, 0), "-");
         assert_eq!(hit_rate(9, 9), "100 %");
+    }
+
+    #[test]
+    fn what_nobody_counted_is_not_said_to_be_nothing() {
+        assert_eq!(used(None, None), "-");
+        assert_eq!(used(None, Some(1 << 30)), "- of 1.0 GiB");
+        assert_eq!(used(Some(0), None), "0 B");
     }
 }

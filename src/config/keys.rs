@@ -36,6 +36,7 @@ pub(super) struct Draft {
     pub(super) umask: Option<u32>,
     pub(super) metadata_ttl: Option<Duration>,
     pub(super) exclusive: Option<bool>,
+    pub(super) size: Option<u64>,
     pub(super) xattr: Option<bool>,
     pub(super) fsync_timeout: Option<Duration>,
     pub(super) durability: Option<Durability>,
@@ -50,6 +51,7 @@ pub(super) struct Draft {
     pub(super) staging_limit: Option<u64>,
     pub(super) min_free: Option<MinFree>,
     pub(super) state_dir: Option<PathBuf>,
+    pub(super) cache_dir: Option<PathBuf>,
     pub(super) ca_cert: Option<PathBuf>,
 }
 
@@ -98,6 +100,8 @@ pub(super) const PART_SIZE: std::ops::RangeInclusive<u64> = 5 << 20..=5 << 30;
 pub(super) const CONCURRENCY: std::ops::RangeInclusive<usize> = 1..=1024;
 const FSYNC_TIMEOUT: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
+/// A block of statfs: below this df could not show that there is room at all.
+const SIZE_MIN: u64 = 4 << 10;
 /// Below this a single part could not be staged.
 const STAGING_LIMIT_MIN: u64 = 8 << 20;
 /// Longest time that a changed file may wait before it sets out.
@@ -292,10 +296,18 @@ pub(super) const KEYS: &[KeySpec] = &[
     },
     KeySpec {
         name: "xattr",
-        default: "false",
+        default: "true from Linux 5.11 on",
         accepts: SWITCH,
-        help: "extended attributes (user.*) are kept; the kernel then asks for one before every write",
+        help: "extended attributes (user.*) are kept; before Linux 5.11 the kernel then asks for one before every write",
         set: |draft, v| some(&mut draft.xattr, parse_switch(v)),
+        ..BASE
+    },
+    KeySpec {
+        name: "size",
+        default: "no limit",
+        accepts: "a size of at least 4KiB",
+        help: "the volume's quota: what would make its files larger together is EDQUOT, and df shows what is left",
+        set: |draft, v| some(&mut draft.size, parse_size(v).filter(|s| *s >= SIZE_MIN)),
         ..BASE
     },
     KeySpec {
@@ -446,6 +458,15 @@ pub(super) const KEYS: &[KeySpec] = &[
         help: "where bytes wait until they are uploaded",
         host_only: Some("serve --state-dir"),
         set: |draft, v| some(&mut draft.state_dir, absolute(v)),
+        ..BASE
+    },
+    KeySpec {
+        name: "cache_dir",
+        default: "below the user's cache directory",
+        accepts: "an absolute path",
+        help: "where attributes of objects are kept from one mount to the next; what is lost there is asked for again",
+        host_only: Some("serve --cache-dir"),
+        set: |draft, v| some(&mut draft.cache_dir, absolute(v)),
         ..BASE
     },
     KeySpec {

@@ -43,8 +43,10 @@ pub struct Options {
     pub read_only: bool,
     /// How long a remote name or attribute is believed; `None` with `exclusive`: for ever.
     pub metadata_ttl: Option<Duration>,
-    /// Extended attributes are kept. The kernel asks for `security.capability` before it writes, then.
-    pub xattr: bool,
+    /// Bytes that all files may have together; `None`: as many as the store takes.
+    pub size: Option<u64>,
+    /// Whether extended attributes are kept; `None`: where the kernel does not ask for one before every write then.
+    pub xattr: Option<bool>,
     /// After this an fsync or close that still waits for the store answers EIO.
     pub fsync_timeout: Duration,
     /// What waits for the bucket, and when changes leave for it.
@@ -105,6 +107,8 @@ pub struct HostOptions {
     pub min_free: MinFree,
     /// Where bytes wait until they are uploaded; `None`: below the user's state directory.
     pub state_dir: Option<PathBuf>,
+    /// Where what is known of objects is kept; `None`: below the user's cache directory.
+    pub cache_dir: Option<PathBuf>,
     /// A PEM file of certificates to trust beside the system's.
     pub ca_cert: Option<PathBuf>,
 }
@@ -141,6 +145,7 @@ impl Default for HostOptions {
             staging_limit: 20 << 30,
             min_free: MinFree::Percent(10),
             state_dir: None,
+            cache_dir: None,
             ca_cert: None,
         }
     }
@@ -171,7 +176,8 @@ impl Options {
             fsync_timeout: Self::FSYNC_TIMEOUT,
             write: WriteOptions::default(),
             transfer: Transfer::default(),
-            xattr: false,
+            size: None,
+            xattr: None,
             check: true,
             allow_overlap: false,
             host: HostOptions::default(),
@@ -263,13 +269,15 @@ impl Options {
                 format_duration(write.max_dirty_age),
             ));
         }
-        options.xattr = draft.xattr.unwrap_or(options.xattr);
+        options.size = draft.size;
+        options.xattr = draft.xattr;
         options.check = check.unwrap_or(options.check);
         options.allow_overlap = overlap.unwrap_or(options.allow_overlap);
         options.host.cache_memory = draft.cache_memory.unwrap_or(options.host.cache_memory);
         options.host.staging_limit = draft.staging_limit.unwrap_or(options.host.staging_limit);
         options.host.min_free = draft.min_free.unwrap_or(options.host.min_free);
         options.host.state_dir = draft.state_dir;
+        options.host.cache_dir = draft.cache_dir;
         options.host.ca_cert = draft.ca_cert;
         Ok(options)
     }
@@ -379,7 +387,11 @@ impl Options {
             "concurrency",
             own.concurrency.to_string(),
         );
-        say(self.xattr, "xattr", "true".to_owned());
+        let size = self.size.map(format_size);
+        say(size.is_some(), "size", size.unwrap_or_default());
+        if let Some(xattr) = self.xattr {
+            say(true, "xattr", xattr.to_string());
+        }
         say(!self.check, "check", "false".to_owned());
         say(self.allow_overlap, "overlap", "allow".to_owned());
         let (own, base) = (&self.host, &plain.host);
@@ -398,7 +410,11 @@ impl Options {
             "min_free",
             own.min_free.to_string(),
         );
-        for (key, path) in [("state_dir", &own.state_dir), ("ca_cert", &own.ca_cert)] {
+        for (key, path) in [
+            ("state_dir", &own.state_dir),
+            ("cache_dir", &own.cache_dir),
+            ("ca_cert", &own.ca_cert),
+        ] {
             let path = path.as_deref().map(|p| p.to_string_lossy().into_owned());
             say(path.is_some(), key, path.unwrap_or_default());
         }

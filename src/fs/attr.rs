@@ -61,7 +61,14 @@ pub struct SetAttr {
     pub atime: Option<SystemTime>,
     /// Modification time.
     pub mtime: Option<SystemTime>,
+    /// A regular file loses what it lends to who runs it: set-user-ID, and set-group-ID where the group may run it.
+    pub drop_privileges: bool,
 }
+
+/// What a file lends to who runs it, and what says that its group may.
+const SET_UID: u32 = 0o4000;
+const SET_GID: u32 = 0o2000;
+const GROUP_RUNS: u32 = 0o0010;
 
 impl Attr {
     /// A new inode of `kind`, made by `caller` at `now`.
@@ -130,7 +137,11 @@ impl Attr {
     /// content.
     pub(crate) fn changed_by(self, change: &SetAttr, now: SystemTime) -> Option<Self> {
         let changed = Self {
-            mode: change.mode.map_or(self.mode, |m| m & PERMISSIONS),
+            mode: match change.mode {
+                Some(mode) => mode & PERMISSIONS,
+                None if change.drop_privileges => self.without_privileges(),
+                None => self.mode,
+            },
             uid: change.uid.unwrap_or(self.uid),
             gid: change.gid.unwrap_or(self.gid),
             atime: change.atime.unwrap_or(self.atime),
@@ -141,6 +152,18 @@ impl Attr {
             ctime: now,
             ..changed
         })
+    }
+
+    /// The mode without what a regular file lends to who runs it.
+    pub(crate) fn without_privileges(self) -> u32 {
+        if self.kind != FileKind::File {
+            return self.mode;
+        }
+        let lent = match self.mode & GROUP_RUNS {
+            0 => SET_UID,
+            _ => SET_UID | SET_GID,
+        };
+        self.mode & !lent
     }
 }
 
@@ -218,5 +241,34 @@ mod tests {
             ..SetAttr::default()
         };
         assert_eq!(attr.changed_by(&other, THEN).map(|a| a.uid), Some(3));
+    }
+
+    /// As Linux does it: without the group's x, set-group-ID meant mandatory locking.
+    #[test]
+    fn what_a_file_lends_to_who_runs_it_goes_when_it_is_changed() {
+        let drop = SetAttr {
+            drop_privileges: true,
+            ..SetAttr::default()
+        };
+        for (kind, mode, left) in [
+            (FileKind::File, 0o6755, 0o755),
+            (FileKind::File, 0o4711, 0o711),
+            (FileKind::File, 0o6705, 0o2705),
+            (FileKind::File, 0o1644, 0o1644),
+            (FileKind::Directory, 0o6755, 0o6755),
+            (FileKind::Fifo, 0o6755, 0o6755),
+        ] {
+            let mut attr = Attr::of_object(kind, 0, THEN, &Attributes::default(), &OWNERSHIP);
+            attr.mode = mode;
+            let changed = attr.changed_by(&drop, THEN).unwrap_or(attr);
+            assert_eq!(changed.mode, left, "{kind:?} {mode:o}");
+        }
+        let mut attr = Attr::of_object(FileKind::File, 0, THEN, &Attributes::default(), &OWNERSHIP);
+        attr.mode = 0o4755;
+        let given = SetAttr {
+            mode: Some(0o4700),
+            ..drop
+        };
+        assert_eq!(attr.changed_by(&given, THEN).map(|a| a.mode), Some(0o4700));
     }
 }

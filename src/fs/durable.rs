@@ -1,6 +1,8 @@
 //! The file system's side of the journal: what is written down when.
 //!
 //! - `directory`: what is written down of directories;
+//! - `links`: and of hard links;
+//! - `moves`: of files that get another name;
 //! - `metadata`: and of metadata that programs change;
 //! - `restore`: how what was written down comes back;
 //! - `reopen`: and what the kernel knew of it;
@@ -21,7 +23,9 @@ use super::tree::{ROOT, Tree};
 use crate::store::{Key, ObjectVersion};
 
 mod directory;
+mod links;
 mod metadata;
+mod moves;
 mod reopen;
 mod restore;
 mod rewrite;
@@ -51,78 +55,9 @@ impl FileSystem {
         }
         for (ino, parent, name) in places.into_iter().rev() {
             let is_directory = tree.is_directory(ino) == Some(true);
-            self.journal.place(ino, parent, &name, is_directory)?;
+            let name = (&name, &*tree.stored_name(&name));
+            self.journal.place(ino, parent, name, is_directory)?;
         }
-        Ok(())
-    }
-
-    /// Gives a file another name, here and in the journal by one record. What it leaves behind in the bucket is
-    /// doomed; what had the name before is to be overwritten.
-    pub(crate) fn move_file(
-        &self,
-        tree: &mut Tree,
-        inode: &Arc<Inode>,
-        (parent, name): (u64, &Arc<str>),
-        replaced: Option<&Arc<Inode>>,
-        (from, to): (&Key, &Key),
-    ) -> io::Result<()> {
-        let mut nameless = Nameless::default();
-        let mut overwrites = None;
-        if let Some(replaced) = replaced {
-            let state = replaced.state.lock();
-            self.keep_open(replaced.ino, &state);
-            nameless.in_doubt = state.attempt.clone();
-            overwrites = state.occupant(to);
-            match &state.remote {
-                Some(remote) if remote.key != *to => {
-                    nameless.doomed.push(sent(remote));
-                    let orphan = (remote.key.clone(), Arc::clone(replaced));
-                    nameless.orphans.push(orphan);
-                }
-                // Whoever has it open reads it there until it is overwritten.
-                Some(_) if state.opens > 0 => {
-                    nameless.orphans.push((to.clone(), Arc::clone(replaced)));
-                }
-                _ => {}
-            }
-        }
-        self.place_in_journal(tree, parent)?;
-        if let Some(replaced) = replaced {
-            tree.keep_unnamed(replaced.ino);
-        }
-        let before = inode.state.lock().overwrites.clone();
-        if let Some(version) = before {
-            self.leave_overwritten(tree, from, version, &mut nameless);
-        }
-        {
-            let mut state = inode.state.lock();
-            let doomed = std::mem::take(&mut nameless.doomed);
-            let is_known = state.journaled || state.remote.is_some();
-            if is_known || replaced.is_some() || !doomed.is_empty() {
-                let renamed = Record::Renamed {
-                    ino: inode.ino,
-                    parent,
-                    name: name.to_string(),
-                    is_directory: false,
-                    replaced: replaced.map(|replaced| replaced.ino),
-                    overwrites: overwrites.clone(),
-                    doomed,
-                    in_doubt: nameless.in_doubt.clone(),
-                };
-                self.record(inode.ino, &mut state, &renamed)?;
-            }
-            state.overwrites = overwrites;
-        }
-        self.journal.note_place(inode.ino, parent, name);
-        tree.rename(inode.ino, parent, name, self.now());
-        tree.note_place(inode, self.now());
-        if let Some(replaced) = replaced {
-            tree.note_place(replaced, self.now());
-            self.settle(replaced.ino, &mut replaced.state.lock());
-        }
-        let doubted = self.doubted(tree, nameless.in_doubt);
-        nameless.orphans.extend(doubted);
-        self.add_orphans(tree, nameless.orphans);
         Ok(())
     }
 
@@ -177,6 +112,8 @@ impl FileSystem {
         (parent, name): (u64, &Arc<str>),
         left: Nameless,
     ) {
+        self.part(tree, inode.ino);
+        self.count_no_more(inode);
         tree.remove(parent, name, self.now());
         tree.note_place(inode, self.now());
         {
@@ -260,11 +197,17 @@ impl FileSystem {
         if state.linked == Linked::No {
             return Ok(());
         }
+        self.note_changed(ino, state)?;
+        self.journal.complete(record)
+    }
+
+    /// Appends all that the journal has to know of an inode, if it does not have it as changed.
+    fn note_changed(&self, ino: u64, state: &mut InodeState) -> io::Result<()> {
         if !state.journaled {
             self.append_snapshot(ino, state, None)?;
             state.journaled = true;
         }
-        self.journal.complete(record)
+        Ok(())
     }
 
     /// Appends all that the journal has to know of an inode.
@@ -296,6 +239,17 @@ impl FileSystem {
         inode: &Inode,
         content: &[u8],
     ) -> Result<(), FsError> {
+        self.record_new_as(tree, inode, content, None)
+    }
+
+    /// Likewise, of a hard link to `target`.
+    fn record_new_as(
+        &self,
+        tree: &Tree,
+        inode: &Inode,
+        content: &[u8],
+        target: Option<u64>,
+    ) -> Result<(), FsError> {
         let ino = inode.ino;
         {
             let mut state = inode.state.lock();
@@ -312,12 +266,15 @@ impl FileSystem {
             self.append_snapshot(ino, &state, tree.changed_directory(ino))?;
             state.journaled = true;
         }
+        if let Some(target) = target {
+            self.journal.append(&Record::Linked { ino, target })?;
+        }
         let (parent, name) = tree.place_of(ino).ok_or(FsError::NoEntry)?;
         self.place_in_journal(tree, parent)?;
         self.journal.complete(&Record::Placed {
             ino,
             parent,
-            name: name.to_string(),
+            name: tree.stored_name(&name).into_owned(),
             is_directory: tree.is_directory(ino) == Some(true),
         })?;
         self.journal.note_place(ino, parent, &name);
@@ -386,7 +343,7 @@ impl FileSystem {
             }
         });
         // As long as the journal has it as changed, its staging file is of use.
-        if !self.append_or_warn(&Record::Settled { ino }) {
+        if !self.tell_settled(ino, state) {
             return;
         }
         // A crash of the host may still undo what takes the inode away: then it is to be there, and whole.
@@ -399,9 +356,27 @@ impl FileSystem {
         self.forget_changed(ino, state);
     }
 
-    /// The journal does not have the inode any more.
+    /// Tells the journal that nothing of the inode is to be sent any more; of one that has several names, what it is:
+    /// the journal keeps it. Returns whether that could be written down.
+    fn tell_settled(&self, ino: u64, state: &mut InodeState) -> bool {
+        if !self.stays_journaled(state) {
+            return self.append_or_warn(&Record::Settled { ino });
+        }
+        state.attempt = None;
+        let staged = state.staged.take();
+        let records = snapshot(ino, state, None);
+        state.staged = staged;
+        records.iter().all(|record| self.append_or_warn(record))
+    }
+
+    /// Whether the journal has the inode though nothing of it is to be sent.
+    pub(crate) fn stays_journaled(&self, state: &InodeState) -> bool {
+        state.is_hard_linked && state.linked != Linked::No && self.keeps_links()
+    }
+
+    /// The journal does not have the inode as changed any more.
     pub(crate) fn forget_changed(&self, ino: u64, state: &mut InodeState) {
-        state.journaled = false;
+        state.journaled = self.stays_journaled(state);
         state.attempt = None;
         let now = self.now();
         self.uploader.tell(|queue| queue.settled(ino, now));

@@ -28,6 +28,12 @@ pub enum FsError {
     /// No such operation on this, or no such flag.
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
+    /// Nobody may do this.
+    #[error("not permitted: {0}")]
+    NotPermitted(&'static str),
+    /// The file has as many names as it can have.
+    #[error("a file can have {0} names")]
+    TooManyLinks(u32),
     /// This is not done here.
     #[error("not supported: {0}")]
     Unsupported(&'static str),
@@ -52,6 +58,9 @@ pub enum FsError {
     /// The file would be larger than a store takes.
     #[error("file would be larger than {0} bytes")]
     TooLarge(u64),
+    /// The files of the volume would have more bytes together than its quota.
+    #[error("the files would be larger together than the volume's `size`, {}", bytesize::ByteSize(*.0))]
+    OverQuota(u64),
     /// The inode no longer is what its name stands for.
     #[error("the object was replaced")]
     Stale,

@@ -25,7 +25,9 @@ use super::inode::{Inode, Remote, UploadFailure};
 use super::journal::Journal;
 use super::kept::{Kept, LeftOpen};
 use super::lock::{Ordered, TREE};
-use super::name::{Name, NameError};
+use super::name::{LongNames, Name, NameError};
+use super::ops::space::Usage;
+use super::refusal::RootWatch;
 use super::request::{RecentRequests, RequestId};
 use super::staging::Staging;
 use super::tree::{Observed, ROOT, Tree};
@@ -54,8 +56,10 @@ pub struct Settings {
     pub read_only: bool,
     /// How long a remote name or attribute is believed.
     pub metadata_ttl: Duration,
-    /// The kernel is told of extended attributes.
-    pub xattr: bool,
+    /// Bytes that all files may have together.
+    pub size: Option<u64>,
+    /// Whether the kernel is told of extended attributes; `None`: if it does not ask for one before every write then.
+    pub xattr: Option<bool>,
     /// What waits for the bucket, and when changes leave for it.
     pub write: WriteOptions,
     /// How long a flush or fsync waits for the store.
@@ -89,6 +93,7 @@ impl Settings {
             ownership: options.ownership,
             read_only: options.read_only,
             metadata_ttl: options.metadata_ttl.unwrap_or(FOREVER),
+            size: options.size,
             xattr: options.xattr,
             write: options.write,
             fsync_timeout: options.fsync_timeout,
@@ -124,7 +129,10 @@ pub struct FileSystem {
     pub(crate) uploader: Arc<Uploader>,
     /// Multipart uploads that came to nothing.
     pub(crate) abandoned: Abandoned,
+    /// What its files come to.
+    pub(crate) usage: Arc<Usage>,
     pub(crate) last_error: Mutex<Option<String>>,
+    pub(crate) root_watch: RootWatch,
     /// What earlier processes had done by then, as the journal says.
     earlier_requests: Mutex<RecentRequests>,
 }
@@ -177,7 +185,8 @@ impl FileSystem {
     /// Leaves what it leaves in this format from now on.
     pub fn set_format(&self, format: Format) -> io::Result<()> {
         self.kept.set_format(format)?;
-        self.journal.set_format(format)
+        self.journal.set_format(format)?;
+        self.record_links()
     }
 
     /// What a later process needs in order to take over: memory, to be kept for it from now on.
@@ -229,7 +238,9 @@ impl FileSystem {
                 settings.write.max_dirty_age,
             )),
             abandoned: Abandoned::default(),
+            usage: Arc::new(Usage::new(settings.size)),
             last_error: Mutex::new(unreadable),
+            root_watch: RootWatch::default(),
             earlier_requests: Mutex::default(),
             settings,
         });
@@ -246,6 +257,7 @@ impl FileSystem {
             }
         });
         fs.start_uploader();
+        fs.start_counter();
         Ok(fs)
     }
 
@@ -287,8 +299,8 @@ impl FileSystem {
         self.connections.load(Ordering::Relaxed) > 1
     }
 
-    /// Whether the kernel is told of extended attributes.
-    pub(crate) fn has_xattrs(&self) -> bool {
+    /// See [`Settings::xattr`].
+    pub(crate) fn xattr(&self) -> Option<bool> {
         self.settings.xattr
     }
 
@@ -325,6 +337,7 @@ impl FileSystem {
     /// log and stays in the journal; whoever opens the volume next goes on with it.
     pub fn close(&self) {
         self.uploader.stop();
+        self.usage.stop();
         if self.has_pending() {
             let status = self.status();
             tracing::warn!(
@@ -367,15 +380,18 @@ impl FileSystem {
     }
 
     /// What the name stands for, if it can be a key at all.
-    pub(crate) fn parse_name(name: &OsStr) -> Result<(Arc<str>, Name), FsError> {
-        let parsed = Name::parse(name.as_bytes())?;
+    pub(crate) fn parse_name(&self, name: &OsStr) -> Result<(Arc<str>, Name), FsError> {
         let text = std::str::from_utf8(name.as_bytes()).map_err(|_| NameError::NotAKey)?;
-        Ok((Arc::from(text), parsed))
+        let parsed = match Name::parse(name.as_bytes(), &LongNames::default()) {
+            Err(NameError::UnknownHash) => self.tree.lock().parse(text),
+            parsed => parsed,
+        };
+        Ok((Arc::from(text), parsed?))
     }
 
     /// Like [`FileSystem::parse_name`], for a name that something new is to have: the store has to take its key.
     pub(crate) fn parse_new_name(&self, parent: u64, name: &OsStr) -> Result<Arc<str>, FsError> {
-        let (text, parsed) = Self::parse_name(name)?;
+        let (text, parsed) = self.parse_name(name)?;
         if parent == ROOT && &*text == super::tree::RESERVED {
             return Err(FsError::Reserved);
         }
@@ -410,7 +426,7 @@ impl FileSystem {
         self.tree.lock().remember(inode.ino);
         Entry {
             ino: inode.ino,
-            attr: inode.state.lock().attr,
+            attr: inode.state.lock().shown_attr(),
             ttl: self.kernel_ttl(),
         }
     }
@@ -490,7 +506,9 @@ impl FileSystem {
         if tree.key_of(parent).as_ref() != Some(directory) {
             return Err(FsError::Stale);
         }
-        Ok(tree.observe(parent, name, observed, asked, now, &self.settings.cache))
+        let found = tree.observe(parent, name, observed, asked, now, &self.settings.cache);
+        self.settle_parted(&mut tree);
+        Ok(found)
     }
 
     /// Takes note of an object we have just written.

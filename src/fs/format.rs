@@ -14,7 +14,7 @@ impl Format {
     /// The first that left a release.
     pub const FIRST: Self = Self(2);
 
-    /// This release's own. What is new in it: `Record::Resolved` and `Record::Metadata` in journals.
+    /// This release's own. What is new in it: `Record::{Resolved, Metadata, Linked, Together}` in journals.
     pub const CURRENT: Self = Self(3);
 
     /// As it stands in a header.

@@ -172,6 +172,15 @@ impl Handles {
         }
     }
 
+    /// Likewise, of one that was opened for writing.
+    pub(crate) fn writable_file(&self, fh: u64) -> Result<Arc<FileHandle>, FsError> {
+        let handle = self.file(fh)?;
+        match handle.writable {
+            true => Ok(handle),
+            false => Err(FsError::BadHandle),
+        }
+    }
+
     /// The open directory of this number.
     pub(crate) fn directory(&self, fh: u64) -> Result<Arc<DirHandle>, FsError> {
         match self.open.read().get(&fh) {

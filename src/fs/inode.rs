@@ -15,7 +15,7 @@ use super::cache::ContentId;
 use super::error::FsError;
 use super::lock::{INODE, Ordered};
 use super::staging::{FrozenContent, StagedContent};
-use crate::store::{FileKind, Key, Metadata, ObjectVersion, Precondition, WriteId};
+use crate::store::{Attributes, FileKind, Key, Metadata, ObjectVersion, Precondition, WriteId};
 
 /// A file, directory or other inode.
 #[derive(Debug)]
@@ -112,6 +112,8 @@ pub(crate) struct InodeState {
     /// Open file descriptions.
     pub(crate) opens: u32,
     pub(crate) linked: Linked,
+    /// There are hard links to it, or it stands for one: the journal has it as long as that is so.
+    pub(crate) is_hard_linked: bool,
     /// It is known from an earlier process: the kernel may have pages of a version that this one has not seen.
     pub(crate) has_unknown_pages: bool,
     /// The journal has it as changed.
@@ -143,6 +145,7 @@ impl Inode {
                 lineage: 0,
                 opens: 0,
                 linked: Linked::Yes,
+                is_hard_linked: false,
                 has_unknown_pages: false,
                 journaled: false,
                 attempt: None,
@@ -191,14 +194,48 @@ pub(crate) struct Frozen {
     /// `None`: only attributes changed.
     pub(crate) content: Option<FrozenContent>,
     pub(crate) base: Option<Remote>,
+    /// Of a hard link that is to become what its target is: the target's object.
+    pub(crate) target: Option<Remote>,
     pub(crate) precondition: Precondition,
     change: u64,
+}
+
+/// What a hard link is to become: its target, as the bucket has it.
+#[derive(Debug)]
+pub(crate) struct LinkTarget {
+    pub(crate) remote: Remote,
+    pub(crate) attr: Attr,
+    pub(crate) metadata: Metadata,
+}
+
+impl LinkTarget {
+    /// `None`: the bucket does not have it.
+    pub(crate) fn of(state: &InodeState) -> Option<Self> {
+        let remote = state.remote.clone()?;
+        // Bytes that were written since then are for the next copy.
+        let size = remote.size;
+        Some(Self {
+            attr: Attr { size, ..state.attr },
+            metadata: state.metadata.clone(),
+            remote,
+        })
+    }
 }
 
 impl InodeState {
     /// Whether something of it is to be sent.
     pub(crate) fn is_pending(&self) -> bool {
         self.unsent.any() && self.linked != Linked::No
+    }
+
+    /// What programs are shown: a link whose target is beside an empty body is as long as that.
+    pub(crate) fn shown_attr(&self) -> Attr {
+        let mut attr = self.attr;
+        if attr.kind == FileKind::Symlink && attr.size == 0 {
+            let target = Attributes::link_target(&self.metadata);
+            attr.size = target.map_or(0, |target| target.len() as u64);
+        }
+        attr
     }
 
     /// The version of its object.
@@ -214,6 +251,20 @@ impl InodeState {
             .as_ref()
             .or(own.map(|remote| &remote.version))
             .cloned()
+    }
+
+    /// Whether none of the bytes that it has are its own: it is a hard link that has not followed its target yet.
+    pub(crate) fn content_is_nowhere(&self) -> bool {
+        let has_bytes = matches!(self.attr.kind, FileKind::File | FileKind::Symlink);
+        has_bytes && self.attr.size > 0 && self.staged.is_none()
+    }
+
+    /// It follows nothing any more: it is what the bucket has, which is asked for.
+    pub(crate) fn part(&mut self) {
+        self.unsent.content = false;
+        self.unsent.attributes = false;
+        self.attr.size = self.remote.as_ref().map_or(0, |remote| remote.size);
+        self.resolved = false;
     }
 
     /// Takes note of a local change.
@@ -242,8 +293,14 @@ impl InodeState {
         earlier.map_or_else(WriteId::new, WriteId::again)
     }
 
-    /// The state to upload to `key` as `write`, or `None` if all is in the bucket.
-    pub(crate) fn freeze(&mut self, ino: u64, key: &Key, write: &WriteId) -> Option<Frozen> {
+    /// The state to upload to `key` as `write`, or `None` if all is in the bucket. A hard link's is its target's.
+    pub(crate) fn freeze(
+        &mut self,
+        ino: u64,
+        key: &Key,
+        write: &WriteId,
+        target: Option<LinkTarget>,
+    ) -> Option<Frozen> {
         if !self.unsent.any() {
             return None;
         }
@@ -254,19 +311,23 @@ impl InodeState {
             (Some(staged), true) => Some(staged.freeze()),
             _ => None,
         };
-        let mut metadata = self.metadata.clone();
-        self.attr.to_attributes().write_to(&mut metadata);
+        let (attr, mut metadata, target) = match target {
+            Some(target) => (target.attr, target.metadata, Some(target.remote)),
+            None => (self.attr, self.metadata.clone(), None),
+        };
+        attr.to_attributes().write_to(&mut metadata);
         if self.attr.kind == FileKind::File && content.is_some() {
             metadata.set_content_type_by_name(key);
         }
         Some(Frozen {
             ino,
-            attr: self.attr,
+            attr,
             write: write.clone(),
             marked: write.mark(metadata.clone()),
             metadata,
             content,
             base: self.remote.clone(),
+            target,
             precondition,
             change: self.change,
         })
@@ -279,6 +340,9 @@ impl InodeState {
         }
         self.remote = Some(remote);
         self.failure = None;
+        if frozen.target.is_some() {
+            self.attr = frozen.attr;
+        }
         if self.is_as_in(frozen) {
             self.metadata.clone_from(&frozen.metadata);
             self.unsent = Unsent::default();

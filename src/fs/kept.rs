@@ -19,6 +19,7 @@ use super::extents::Extent;
 use super::format::{Format, Formats};
 use super::inode::InodeState;
 use super::journal::record::SentObject;
+use super::name::split_stored;
 use super::request::RequestId;
 use super::tree::ROOT;
 use crate::store::Metadata;
@@ -65,6 +66,8 @@ pub(crate) struct LeftOpen {
     pub(crate) last_ino: u64,
     /// And none above this to an open file.
     pub(crate) last_handle: u64,
+    /// Segments that are too long to be names, but for what is shown of them.
+    pub(crate) long_segments: Vec<String>,
 }
 
 /// Where an inode is in the tree.
@@ -255,7 +258,7 @@ impl LeftOpen {
             match row.kind {
                 NODE => {
                     left.last_ino = left.last_ino.max(id);
-                    let node = node_of(&row.bytes)?;
+                    let node = left.node_of(&row.bytes)?;
                     match node.is_directory {
                         true => drop(left.directories.insert(id, node)),
                         false => left.files.push((id, node)),
@@ -274,15 +277,17 @@ impl LeftOpen {
         }
         Ok(left)
     }
-}
 
-fn node_of(bytes: &[u8]) -> io::Result<KeptNode> {
-    let (flags, rest) = bytes.split_first().ok_or_else(unreadable)?;
-    let (parent, name) = rest.split_first_chunk().ok_or_else(unreadable)?;
-    let name = std::str::from_utf8(name).map_err(|_| unreadable())?;
-    let place = (u64::from_le_bytes(*parent), Arc::from(name));
-    Ok(KeptNode {
-        is_directory: flags & IS_DIRECTORY != 0,
-        place: (flags & HAS_PLACE != 0).then_some(place),
-    })
+    fn node_of(&mut self, bytes: &[u8]) -> io::Result<KeptNode> {
+        let (flags, rest) = bytes.split_first().ok_or_else(unreadable)?;
+        let (parent, name) = rest.split_first_chunk().ok_or_else(unreadable)?;
+        let name = std::str::from_utf8(name).map_err(|_| unreadable())?;
+        let (name, segment) = split_stored(name);
+        self.long_segments.extend(segment.map(str::to_owned));
+        let place = (u64::from_le_bytes(*parent), Arc::from(name));
+        Ok(KeptNode {
+            is_directory: flags & IS_DIRECTORY != 0,
+            place: (flags & HAS_PLACE != 0).then_some(place),
+        })
+    }
 }

@@ -1,4 +1,5 @@
-//! The order in which locks are taken: the tree's, then one inode's, then the journal's.
+//! The order in which locks are taken: the tree's, then one inode's, then the journal's, then the
+//! ledger's of what is used.
 //!
 //! Who takes one out of order may wait for somebody who waits for him, once in a hundred thousand times. A build with
 //! debug assertions panics the first time that the order is broken, whether anybody waits or not.
@@ -13,6 +14,8 @@ pub(crate) const TREE: u8 = 1;
 pub(crate) const INODE: u8 = 2;
 /// The journal's.
 pub(crate) const JOURNAL: u8 = 3;
+/// The ledger's of what is used.
+pub(crate) const USAGE: u8 = 4;
 
 /// A mutex with a place in the order.
 #[derive(Debug)]

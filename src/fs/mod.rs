@@ -4,8 +4,8 @@
 //! `tree`; its remote place (key, version, content) is where its bytes are in the bucket and belongs to
 //! `inode`. A rename changes the first at once and the second when the store has done it.
 //!
-//! Lock order: handles, tree, one inode, journal, cache; `lock` checks the middle three. None is held across a request
-//! to the store.
+//! Lock order: handles, tree, one inode, journal, cache; the ledger of what is used comes after the journal. `lock` checks
+//! these but handles and cache. None is held across a request to the store.
 
 mod attr;
 mod block;
@@ -25,11 +25,13 @@ mod lock;
 mod name;
 mod ops;
 mod readahead;
+mod refusal;
 mod request;
 mod staging;
 mod status;
 mod tree;
 mod upload;
+mod usage;
 
 pub use attr::{Attr, Caller, SetAttr};
 pub use budget::StagingBudget;
@@ -44,6 +46,7 @@ pub use ops::copy::FilePlace;
 pub use ops::create::IfExists;
 pub use ops::dir::DirEntry;
 pub use ops::rename::RenameMode;
+pub use ops::space::Space;
 pub use ops::xattr::XattrMode;
 pub use request::RequestId;
 pub use status::{Change, Pending, Status};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::filesystem::FileSystem;
 use super::inode::{Inode, InodeState, Unsent};
+use super::ops::space::Space;
 use super::tree::Tree;
 use crate::store::{ConditionalWrites, FileKind};
 
@@ -25,6 +26,8 @@ pub struct Status {
     pub journal_bytes: u64,
     /// How many of them a crash of the host leaves.
     pub journal_synced_bytes: u64,
+    /// Bytes that the files may have together, and what they come to.
+    pub space: Space,
     /// What the store makes of conditional writes; `None`: nothing was written yet.
     pub conditional_writes: Option<ConditionalWrites>,
     /// Requests to the store, by verb.
@@ -76,6 +79,7 @@ impl FileSystem {
         let requests = self.bucket.requests().0.into_iter();
         let mut status = Status {
             cache_bytes: self.settings.cache.used_bytes(),
+            space: self.space(),
             conditional_writes: self.bucket.conditional_writes(),
             requests: requests
                 .map(|(verb, count)| (verb.to_owned(), count))

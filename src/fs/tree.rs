@@ -6,7 +6,6 @@
 //!
 //! No I/O. Lock order: the tree's lock first, then at most one inode's.
 
-use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,12 +16,17 @@ use super::attr::Attr;
 use super::error::FsError;
 use super::inode::{Inode, Linked, Remote};
 use super::kept::{Kept, NUMBERS_AHEAD};
+use super::name::LongNames;
 use crate::config::options::Ownership;
 use crate::store::{Attributes, FileKind, Key};
 
 mod hidden;
+mod kept;
 mod keys;
+mod links;
 mod observe;
+
+use links::Links;
 
 pub(crate) use keys::{Origin, prefixes};
 pub(crate) use observe::{Observed, ObservedObject};
@@ -66,6 +70,8 @@ pub(crate) struct Tree {
     origins: BTreeMap<Key, u64>,
     /// Directories whose objects are being copied, by the keys below which the copies are.
     migrations: BTreeMap<Key, u64>,
+    links: Links,
+    long_names: LongNames,
 }
 
 #[derive(Debug)]
@@ -212,6 +218,8 @@ impl Tree {
             moved: BTreeMap::new(),
             origins: BTreeMap::new(),
             migrations: BTreeMap::new(),
+            links: Links::default(),
+            long_names: LongNames::default(),
         }
     }
 
@@ -246,7 +254,7 @@ impl Tree {
         match self.nodes.get(&ino) {
             Some(node) if node.place.is_some() || ino == ROOT => match &node.directory {
                 Some(directory) => directory.subdirectories.saturating_add(2),
-                None => 1,
+                None => self.links.of(ino).saturating_add(1),
             },
             Some(_) | None => 0,
         }
@@ -386,112 +394,6 @@ impl Tree {
             directory.origin = Origin::Nowhere;
             directory.listed = Some(now);
         }
-        inode
-    }
-
-    /// So many inodes more are about to be known.
-    pub(crate) fn reserve(&mut self, inodes: usize) {
-        self.nodes.reserve(inodes);
-    }
-
-    /// No number up to `ino` is given to anything new.
-    pub(crate) fn reserve_inos(&mut self, ino: Option<u64>) {
-        self.next_ino = self.next_ino.max(ino.unwrap_or(0) + 1);
-        self.kept.reserve_inos(self.next_ino + NUMBERS_AHEAD);
-    }
-
-    /// An inode that an earlier process knew, under the name it had. What the store has there was not asked.
-    pub(crate) fn restore(&mut self, ino: u64, parent: u64, name: &Arc<str>, is_directory: bool) {
-        let attr = self.unknown_attr(kind_of(is_directory));
-        let inode = Arc::new(Inode::new(ino, attr, false, None));
-        let node = Node::new(inode, parent, name, is_directory);
-        self.link_node(parent, name, node, None);
-        if let Some(directory) = self.directory_mut(parent) {
-            directory.listed = None;
-        }
-    }
-
-    /// Inodes that the kernel knows by these numbers from an earlier process, and that have rows which say where they
-    /// are: under their names in a directory. Where a name is not free, or the directory not there, they have none.
-    pub(crate) fn reopen(
-        &mut self,
-        parent: u64,
-        is_directory: bool,
-        inodes: impl IntoIterator<Item = (u64, Arc<str>)>,
-    ) {
-        let attr = self.unknown_attr(kind_of(is_directory));
-        self.sequence += 1;
-        let sequence = self.sequence;
-        // Taken out of the directory meanwhile, which is found only once: there may be a million.
-        let mut children = self.directory_mut(parent).map(|directory| {
-            directory.listed = None;
-            std::mem::take(&mut directory.children)
-        });
-        let mut linked = Vec::new();
-        for (ino, name) in inodes {
-            if self.nodes.contains_key(&ino) {
-                self.note_kept(ino);
-                continue;
-            }
-            let slot = children
-                .as_mut()
-                .map(|names| names.entry(Arc::clone(&name)));
-            let Some(Slot::Vacant(free)) = slot else {
-                self.restore_nameless(ino, is_directory);
-                continue;
-            };
-            free.insert(Dentry {
-                ino,
-                changed: sequence,
-                seen: sequence,
-                confirmed: None,
-            });
-            let mut inode = Inode::new(ino, attr, false, None);
-            inode.state.get_mut().has_unknown_pages = true;
-            let node = Node {
-                is_kept: true,
-                ..Node::new(Arc::new(inode), parent, &name, is_directory)
-            };
-            self.nodes.insert(ino, node);
-            if is_directory {
-                self.one_subdirectory_more(parent);
-                linked.push(ino);
-            }
-        }
-        if let (Some(directory), Some(children)) = (self.directory_mut(parent), children) {
-            directory.children = children;
-        }
-        for key in linked
-            .into_iter()
-            .filter_map(|ino| self.key_of(ino))
-            .collect::<Vec<_>>()
-        {
-            self.lay_ghost(&key);
-        }
-    }
-
-    /// Likewise, of one that has no name any more.
-    pub(crate) fn reopen_nameless(&mut self, ino: u64, is_directory: bool) {
-        match self.nodes.contains_key(&ino) {
-            true => self.note_kept(ino),
-            false => drop(self.restore_nameless(ino, is_directory)),
-        }
-    }
-
-    /// An inode that the kernel knows by this number from an earlier process, and that has no name any more.
-    pub(crate) fn restore_nameless(&mut self, ino: u64, is_directory: bool) -> Arc<Inode> {
-        let attr = self.unknown_attr(kind_of(is_directory));
-        let inode = Arc::new(Inode::new(ino, attr, true, None));
-        inode.state.lock().linked = Linked::No;
-        let node = Node {
-            inode: Arc::clone(&inode),
-            place: None,
-            nlookup: 0,
-            is_kept: true,
-            directory: is_directory.then(Box::default),
-        };
-        self.nodes.insert(ino, node);
-        self.keep(ino);
         inode
     }
 
@@ -675,42 +577,6 @@ impl Tree {
         true
     }
 
-    /// An inode has a row of an earlier process, which may not have lived to write down where it is by now.
-    pub(crate) fn note_kept(&mut self, ino: u64) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.is_kept = true;
-            self.keep(ino);
-        }
-    }
-
-    /// An inode is about to lose its name: a process that takes over must not give it back.
-    pub(crate) fn keep_unnamed(&self, ino: u64) {
-        if let Some(node) = self.nodes.get(&ino)
-            && node.is_kept
-        {
-            self.kept.node(ino, node.directory.is_some(), None);
-        }
-    }
-
-    /// Keeps where an inode is for a later process, if the kernel knows it.
-    fn keep(&self, ino: u64) {
-        if let Some(node) = self.nodes.get(&ino)
-            && node.is_kept
-        {
-            let place = node.place.as_ref();
-            let place = place.map(|place| (place.parent, &*place.name));
-            self.kept.node(ino, node.directory.is_some(), place);
-        }
-    }
-
-    fn keep_no_more(&mut self, ino: u64) {
-        if let Some(node) = self.nodes.get_mut(&ino)
-            && std::mem::take(&mut node.is_kept)
-        {
-            self.kept.forget(ino);
-        }
-    }
-
     /// The kernel forgets what it was told `nlookup` times.
     pub(crate) fn forget(&mut self, ino: u64, nlookup: u64) {
         let Some(node) = self.nodes.get_mut(&ino) else {
@@ -814,6 +680,7 @@ impl Tree {
     fn unlink_node(&mut self, ino: u64) {
         let mut pending = vec![ino];
         while let Some(ino) = pending.pop() {
+            self.part_links(ino);
             let Some(node) = self.nodes.get_mut(&ino) else {
                 continue;
             };
@@ -861,7 +728,8 @@ impl Tree {
         };
         let in_use = {
             let state = node.inode.state.lock();
-            state.opens > 0 || (node.place.is_some() && state.unsent.any())
+            let has_name = node.place.is_some();
+            state.opens > 0 || (has_name && (state.unsent.any() || state.is_hard_linked))
         };
         let has_children = node
             .directory

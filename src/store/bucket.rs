@@ -21,8 +21,9 @@ use super::local::LocalStore;
 use super::retry::RetryPolicy;
 use super::s3::{Dialling, S3Store};
 use super::{
-    ByteStream, ConditionalWrites, CopyOptions, Key, ListEntry, ListPage, ListRequest, MemoryStore,
-    Metadata, MetadataDirective, Object, ObjectVersion, Precondition, Store, StoreError,
+    BucketAttributes, ByteStream, ConditionalWrites, CopyOptions, Key, ListEntry, ListPage,
+    ListRequest, MemoryStore, Metadata, MetadataDirective, Object, ObjectVersion, Precondition,
+    Store, StoreError,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::config::credentials::CredentialProvider;
@@ -38,6 +39,8 @@ const KEYS_PER_BATCH: usize = 1000;
 #[derive(Debug, Clone)]
 pub struct Bucket {
     inner: Arc<Inner>,
+    /// What objects' HEADs have said to earlier processes too.
+    attributes: Option<BucketAttributes>,
 }
 
 #[derive(Debug)]
@@ -110,6 +113,15 @@ impl Bucket {
                 prefix,
                 counters,
             }),
+            attributes: None,
+        }
+    }
+
+    /// The same bucket, with a memory for what HEADs say of metadata: see [`Bucket::list_known`].
+    pub fn with_attributes(self, attributes: BucketAttributes) -> Self {
+        Self {
+            attributes: Some(attributes),
+            ..self
         }
     }
 
@@ -193,15 +205,31 @@ impl Bucket {
 
     /// One page of a listing, in the order of the keys' bytes.
     pub async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        Ok(self.strip_page(self.list_whole(request).await?))
+    }
+
+    /// Like [`Bucket::list`], with the metadata of the objects of which an earlier HEAD's answer still holds.
+    pub async fn list_known(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        let mut page = self.list_whole(request).await?;
+        if let Some(attributes) = &self.attributes {
+            attributes.complete(&mut page.entries).await;
+        }
+        Ok(self.strip_page(page))
+    }
+
+    /// A page with whole keys.
+    async fn list_whole(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let request = ListRequest {
             prefix: self.key(&request.prefix),
             ..request.clone()
         };
-        let mut page = self
-            .run(RetryPolicy::for_bytes(0), Verb::List, || {
-                self.inner.store.list(&request)
-            })
-            .await?;
+        self.run(RetryPolicy::for_bytes(0), Verb::List, || {
+            self.inner.store.list(&request)
+        })
+        .await
+    }
+
+    fn strip_page(&self, mut page: ListPage) -> ListPage {
         page.entries.retain_mut(|entry| match entry {
             ListEntry::Prefix(key) | ListEntry::Object { key, .. } => match self.strip(key) {
                 Some(relative) => {
@@ -212,7 +240,7 @@ impl Bucket {
                 None => false,
             },
         });
-        Ok(page)
+        page
     }
 
     /// Creates or replaces an object in one request.
@@ -409,6 +437,9 @@ impl Bucket {
             })
             .await?;
         let id = WriteId::take(&mut object.metadata);
+        if let Some(attributes) = &self.attributes {
+            attributes.learn(full, &object);
+        }
         Ok((object, id))
     }
 }

@@ -89,6 +89,8 @@ impl Store for LocalStore {
                 version: found.version,
                 modified: found.modified,
                 metadata,
+                // Extended attributes change and the file's time does not.
+                answered: None,
             })
         })
         .await

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use md5::{Digest as _, Md5};
 use parking_lot::Mutex;
 
 use super::{
@@ -28,7 +29,17 @@ const CHUNK: usize = 128 * 1024;
 #[derive(Debug)]
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
+    tags: Tags,
     state: Mutex<State>,
+}
+
+/// What the version of an object is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tags {
+    /// Each write is another version.
+    Write,
+    /// The same bytes are the same version.
+    Content,
 }
 
 #[derive(Debug, Default)]
@@ -60,8 +71,46 @@ impl MemoryStore {
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             clock,
+            tags: Tags::Write,
             state: Mutex::default(),
         }
+    }
+
+    /// Likewise, one whose ETags are MD5 sums as those of most stores are: metadata can be replaced without another
+    /// version.
+    pub fn with_content_tags(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            tags: Tags::Content,
+            ..Self::new(clock)
+        }
+    }
+
+    fn publish(
+        &self,
+        state: &mut State,
+        key: &Key,
+        body: Bytes,
+        metadata: Metadata,
+    ) -> ObjectVersion {
+        state.writes += 1;
+        let version = match self.tags {
+            Tags::Write => format!("\"{:016x}-{}\"", state.writes, body.len()),
+            Tags::Content => {
+                let sum = Md5::digest(&body)
+                    .iter()
+                    .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+                format!("\"{sum}\"")
+            }
+        };
+        let version = ObjectVersion(Arc::from(version));
+        let stored = Stored {
+            body,
+            version: version.clone(),
+            modified: self.clock.wall(),
+            metadata,
+        };
+        state.objects.insert(key.clone(), stored);
+        version
     }
 
     /// The store of this name: the same for everybody in this process, and as long as the process.
@@ -76,29 +125,6 @@ impl MemoryStore {
 }
 
 impl State {
-    fn publish(
-        &mut self,
-        key: &Key,
-        body: Bytes,
-        metadata: Metadata,
-        modified: SystemTime,
-    ) -> ObjectVersion {
-        self.writes += 1;
-        let version = ObjectVersion(Arc::from(format!(
-            "\"{:016x}-{}\"",
-            self.writes,
-            body.len()
-        )));
-        let stored = Stored {
-            body,
-            version: version.clone(),
-            modified,
-            metadata,
-        };
-        self.objects.insert(key.clone(), stored);
-        version
-    }
-
     fn find(&self, key: &Key) -> Result<&Stored, StoreError> {
         self.objects
             .get(key)
@@ -176,6 +202,7 @@ impl Store for MemoryStore {
             version: stored.version.clone(),
             modified: stored.modified,
             metadata: stored.metadata.clone(),
+            answered: Some(self.clock.wall()),
         })
     }
 
@@ -223,6 +250,7 @@ impl Store for MemoryStore {
                     size: stored.body.len() as u64,
                     version: stored.version.clone(),
                     modified: stored.modified,
+                    metadata: None,
                 },
             };
             let shown = match &entry {
@@ -244,7 +272,7 @@ impl Store for MemoryStore {
     ) -> Result<ObjectVersion, StoreError> {
         let mut state = self.state.lock();
         state.check(key, condition)?;
-        Ok(state.publish(key, body, metadata.clone(), self.clock.wall()))
+        Ok(self.publish(&mut state, key, body, metadata.clone()))
     }
 
     async fn delete(&self, key: &Key, condition: &Precondition) -> Result<(), StoreError> {
@@ -280,7 +308,7 @@ impl Store for MemoryStore {
             MetadataDirective::Copy => source.metadata.clone(),
             MetadataDirective::Replace(metadata) => metadata.clone(),
         };
-        Ok(state.publish(to, body, metadata, self.clock.wall()))
+        Ok(self.publish(&mut state, to, body, metadata))
     }
 
     async fn create_multipart(
@@ -350,12 +378,8 @@ impl Store for MemoryStore {
         }
         state.check(key, condition)?;
         let metadata = state.uploads.remove(upload).map(|begun| begun.metadata);
-        Ok(state.publish(
-            key,
-            body.freeze(),
-            metadata.unwrap_or_default(),
-            self.clock.wall(),
-        ))
+        let metadata = metadata.unwrap_or_default();
+        Ok(self.publish(&mut state, key, body.freeze(), metadata))
     }
 
     async fn abort_multipart(&self, _key: &Key, upload: &UploadId) -> Result<(), StoreError> {

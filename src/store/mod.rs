@@ -3,6 +3,7 @@
 //! A [`Store`] makes single attempts: it knows a protocol and nothing of retries. [`Bucket`] is what the
 //! rest of the program holds: it adds the volume's prefix, deadlines, retries and the count of requests.
 
+mod attribute_cache;
 mod bucket;
 mod counts;
 mod dialect;
@@ -14,6 +15,7 @@ mod object;
 mod retry;
 mod s3;
 
+pub use attribute_cache::{AttributeCache, BucketAttributes};
 pub(crate) use bucket::COPY_AT_ONCE;
 pub use bucket::{Bucket, WriteId};
 pub use counts::RequestCounts;

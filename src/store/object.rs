@@ -40,6 +40,9 @@ pub struct Object {
     pub modified: SystemTime,
     /// What travels beside the bytes.
     pub metadata: Metadata,
+    /// When the store said so, by the clock that [`modified`](Self::modified) is of too. `None`: it does not say, or an
+    /// object's metadata can be replaced there and the object keeps its time.
+    pub answered: Option<SystemTime>,
 }
 
 /// What travels beside an object's bytes.
@@ -120,7 +123,7 @@ pub struct ListPage {
 /// One line of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListEntry {
-    /// An object; a listing does not say its metadata.
+    /// An object.
     Object {
         /// Its key.
         key: Key,
@@ -130,6 +133,8 @@ pub enum ListEntry {
         version: ObjectVersion,
         /// When the store took it.
         modified: SystemTime,
+        /// What travels beside the bytes, if that is known without asking: S3's listings do not say it.
+        metadata: Option<Metadata>,
     },
     /// Keys that share everything up to and including a slash.
     Prefix(Key),

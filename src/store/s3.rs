@@ -283,6 +283,7 @@ impl Store for S3Store {
                 .and_then(|date| httpdate::parse_http_date(date).ok())
                 .unwrap_or(SystemTime::UNIX_EPOCH),
             metadata: headers::read(headers),
+            answered: headers::answered(headers),
         })
     }
 

@@ -53,7 +53,8 @@ impl Place {
         }
         command
             .env("HOME", self.path("home"))
-            .env("XDG_STATE_HOME", self.path("state"));
+            .env("XDG_STATE_HOME", self.path("state"))
+            .env("XDG_CACHE_HOME", self.path("cache"));
         command.env("BUCKETVOL_RUN_DIR", self.path("run"));
         command
             .env("XDG_CONFIG_HOME", self.path("config"))

@@ -162,6 +162,23 @@ fn what_makes_room_works_on_a_full_disk_and_nothing_is_lost() {
 }
 
 #[test]
+fn attributes_are_shown_on_a_full_disk_though_they_cannot_be_kept() {
+    let server = LocalS3::start();
+    let mut mounted = on_a_full_disk(&server);
+    for name in ["a", "b", "c"] {
+        server.account().put_with(name, &[("mode", "33152")], b"x");
+    }
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    for _ in 0..3 {
+        let shown = mounted.sh("ls -l a b c");
+        assert_eq!(shown.matches("-rw------- ").count(), 3, "{shown}");
+        std::thread::sleep(std::time::Duration::from_millis(1200));
+    }
+    server.hold_parts_from(u32::MAX);
+    mounted.unmount();
+}
+
+#[test]
 fn a_daemon_that_is_killed_on_a_full_disk_starts_again() {
     let server = LocalS3::start();
     let mut mounted = on_a_full_disk(&server);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::daemon::{Daemon, SOCKET};
 use crate::common::dockerd::{Dockerd, IMAGE};
-use crate::common::process::{bounded, succeed};
+use crate::common::process::{bounded, output, succeed};
 use crate::common::s3::{Account, LocalS3};
 
 /// What an engine waits at most for an answer is two minutes; a refusal has to come much sooner.
@@ -80,6 +80,46 @@ fn root_and_an_ordinary_user_write_and_the_bucket_has_both_files() {
         !denied.output().expect("docker runs").status.success(),
         "root's file was written"
     );
+}
+
+#[test]
+fn an_operator_is_told_what_helps_who_is_refused_at_a_volumes_root() {
+    let (s3, engine) = (LocalS3::start(), Dockerd::start());
+    let daemon = Daemon::start(&engine, s3.account());
+    engine.create_volume("bucketvol", "vol", &s3.account().options());
+    engine.start_container("box", "vol");
+    let touch = |container: &str| {
+        let exec = ["exec", "--user=1000:1001", container];
+        let mut touch = engine.command(&exec);
+        output(touch.args(["sh", "-c", "cd /data; ls; touch file"]))
+    };
+    let refused = touch("box");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("Permission denied"), "{said}");
+    let format = "{{.Status.last_error}}";
+    let hint = engine.docker(&["volume", "inspect", "--format", format, "vol"]);
+    // docker has given the volume owner and mode of the image's directory.
+    assert!(hint.contains("`chown 1000:1001` on it"), "{hint}");
+    touch("box");
+    assert_eq!(daemon.log().matches("chown 1000:1001").count(), 1);
+    engine.docker(&["exec", "box", "chown", "1000:1001", "/data"]);
+    assert!(touch("box").status.success());
+    engine.docker(&["rm", "-f", "box"]);
+    daemon.wait_until_unmounted();
+    engine.docker(&["volume", "rm", "vol"]);
+    engine.create_volume("bucketvol", "vol", &s3.account().options());
+    assert_eq!(
+        engine.run("vol", "1000:1001", "rm /data/file; ls /data"),
+        ""
+    );
+
+    let mut owned = s3.account().options();
+    owned.extend(["prefix=theirs", "uid=1000", "gid=1001", "overlap=allow"].map(str::to_owned));
+    engine.create_volume("bucketvol", "theirs", &owned);
+    // A directory that the image has not: its owner would be given to the volume.
+    let elsewhere = ["--user=1000:1001", "-v", "theirs:/elsewhere", IMAGE];
+    let mut touch = engine.command(&["run", "--rm", "--network=none"]);
+    succeed(touch.args(elsewhere).args(["touch", "/elsewhere/file"]));
 }
 
 #[test]

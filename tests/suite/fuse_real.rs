@@ -5,6 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::time::Duration;
 
 use crate::common::mounted::{Mounted, NOBODY};
 use crate::common::process::{fail, succeed};
@@ -44,10 +45,13 @@ against_every_server! {
     an_open_file_outlives_its_name,
     a_directory_moves_with_all_that_is_in_it,
     mode_owner_and_times_survive_a_remount,
-    extended_attributes_are_kept_if_an_option_says_so,
+    extended_attributes_can_be_left_out,
+    a_file_that_somebody_else_changes_lends_nothing_any_more,
     extended_attributes_are_what_programs_expect,
     files_are_copied_by_copy_file_range,
     fallocate_makes_holes_zeros_and_room,
+    df_shows_what_a_quota_leaves_and_dd_runs_into_it,
+    without_a_quota_df_shows_what_is_used,
     symlinks_are_kept_as_they_are,
     git_clones_into_it_and_fsck_finds_nothing,
     tar_cp_and_sha256sum_agree_before_and_after_a_remount,
@@ -58,6 +62,7 @@ against_every_server! {
     a_handle_keeps_its_place_over_many_small_writes,
     locks_hold_between_processes_of_this_host,
     what_another_host_writes_is_seen_at_the_next_open_after_the_ttl,
+    what_one_mount_has_learnt_of_objects_the_next_one_knows,
     what_waits_is_listed_exported_given_up_and_retried,
 }
 
@@ -207,15 +212,38 @@ fn mode_owner_and_times_survive_a_remount(account: &Account) {
     assert!(modified > 1_000_000_000);
 }
 
-fn extended_attributes_are_kept_if_an_option_says_so(account: &Account) {
-    let mounted = Mounted::by_root(account, "");
+fn extended_attributes_can_be_left_out(account: &Account) {
+    let mounted = Mounted::with(account, "xattr=false");
     let said = mounted.sh("echo x >file
          ! setfattr -n user.a -v 1 file 2>said; cat said; ! getfattr -n user.a file 2>said; cat said");
     assert_eq!(said.matches("Operation not supported").count(), 2, "{said}");
 }
 
+/// set-user-ID and set-group-ID, as on any Linux file system.
+fn a_file_that_somebody_else_changes_lends_nothing_any_more(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    let each = "written truncated emptied extended copied owned";
+    mounted.sh(&format!(
+        "chmod 755 .; for file in {each} roots; do seq 100 >$file; chmod 6777 $file; done"
+    ));
+    mounted.sh_as(
+        NOBODY,
+        "echo more >>written; truncate -s 1 truncated; : >emptied; fallocate -l 1000 extended
+         python3 -c 'import os; os.copy_file_range(
+             os.open(\"written\", os.O_RDONLY), os.open(\"copied\", os.O_WRONLY), 10)'",
+    );
+    mounted.sh("chown 1:1 owned; echo more >>roots; truncate -s 9 roots");
+    for _ in 0..2 {
+        // Who asks for the mode alone may get what the kernel has kept of it, for a second.
+        let lending = mounted.sh("find . -type f -perm /6000 ! -name roots");
+        assert_eq!(lending, "");
+        assert_eq!(mounted.sh("stat -c %a roots"), "6777");
+        mounted.remount();
+    }
+}
+
 fn extended_attributes_are_what_programs_expect(account: &Account) {
-    let mut mounted = Mounted::with(account, "xattr");
+    let mut mounted = Mounted::by_root(account, "");
     mounted.sh("mkdir dir; echo x >file; ln -s file link; mkfifo pipe
          setfattr -n user.a -v hello file; setfattr -n user.empty file
          setfattr -n user.dir -v 1 dir; setfattr -n user.root -v 1 .
@@ -316,6 +344,51 @@ os.copy_file_range(a, b, 1)";
         assert!(fs::read(mounted.path("to")).expect("read") == expected);
         mounted.remount();
     }
+}
+
+/// Waits until df(1) says so of size, used and available bytes, and of inodes in use.
+fn df_becomes(mounted: &Mounted, expected: &str) {
+    let df = "df -B1 --output=size,used,avail,iused . | tail -n 1 | tr -s ' ' | sed 's/^ //'";
+    let mut said = String::new();
+    for _ in 0..500 {
+        said = mounted.sh(df);
+        if said == expected {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("df says {said}, not {expected}");
+}
+
+fn df_shows_what_a_quota_leaves_and_dd_runs_into_it(account: &Account) {
+    let mut mounted = Mounted::with(account, "size=4MiB");
+    mounted.sh("head -c 1000000 /dev/zero >a; mkdir directory");
+    // Blocks of 4096 bytes: one that is used in part is used.
+    df_becomes(&mounted, "4194304 1003520 3190784 1");
+    let said = mounted.sh("! dd if=/dev/zero of=b bs=1M count=4 2>said_by_dd; cat said_by_dd");
+    assert!(said.contains("Disk quota exceeded"), "{said}");
+    let said = mounted.sh("! fallocate -l 4M c 2>&1; ! truncate -s 4M c 2>&1");
+    assert_eq!(said.matches("Disk quota exceeded").count(), 2, "{said}");
+    mounted.sh("rm said_by_dd c; dd if=/dev/zero of=b bs=1M count=3 conv=notrunc");
+    let full = "4194304 4149248 45056 2";
+    df_becomes(&mounted, full);
+    mounted.kill_worker();
+    df_becomes(&mounted, full);
+    mounted.remount();
+    df_becomes(&mounted, full);
+    mounted.sh("rm a; truncate -s 1M b; head -c 3M /dev/zero >d");
+    df_becomes(&mounted, "4194304 4194304 0 2");
+    assert!(mounted.sh_fails(0, "echo x >>d"));
+    mounted.sh("echo x | dd of=d conv=notrunc");
+}
+
+fn without_a_quota_df_shows_what_is_used(account: &Account) {
+    let mut mounted = Mounted::by_root(account, "");
+    mounted.sh("mkdir -p a/b; head -c 8192 /dev/zero >a/b/c; ln -s c a/b/link");
+    mounted.remount();
+    let all = u64::MAX / 4096 * 4096;
+    let df = format!("{all} 12288 {} 2", all - 12_288);
+    df_becomes(&mounted, &df);
 }
 
 fn symlinks_are_kept_as_they_are(account: &Account) {
@@ -535,7 +608,7 @@ fn locks_hold_between_processes_of_this_host(account: &Account) {
 
 fn what_another_host_writes_is_seen_at_the_next_open_after_the_ttl(account: &Account) {
     let (here, there) = (Mounted::by_root(account, ""), Mounted::by_root(account, ""));
-    let default_ttl = std::time::Duration::from_secs(1);
+    let default_ttl = Duration::from_secs(1);
     fs::write(there.path("file"), b"one").expect("write");
     account.becomes("file", Some(b"one"));
     let mut before = File::open(here.path("file")).expect("open");
@@ -553,6 +626,30 @@ fn what_another_host_writes_is_seen_at_the_next_open_after_the_ttl(account: &Acc
     fs::remove_file(there.path("file")).expect("remove");
     std::thread::sleep(default_ttl + default_ttl / 5);
     assert!(!here.path("file").exists());
+}
+
+fn what_one_mount_has_learnt_of_objects_the_next_one_knows(account: &Account) {
+    const LS: &str = "ls -lnR --time-style=full-iso";
+    let mut mounted = Mounted::keeping_attributes(account);
+    mounted.sh("mkdir dir dir/empty
+         for i in $(seq 300); do echo $i >dir/$i; done
+         chmod 600 dir/1
+         chown 7:8 dir/2
+         ln -s 1 dir/link");
+    account.put("dir/foreign", b"by another program");
+    mounted.remount();
+    // Younger than this it could change without a sign of it.
+    std::thread::sleep(Duration::from_secs(4));
+    let heads = |mounted: &Mounted| mounted.requests().get("head").copied().unwrap_or(0);
+
+    let before = heads(&mounted);
+    let shown = mounted.sh(LS);
+    assert!(shown.contains("link -> 1") && shown.contains("-rw-------"));
+    assert!(heads(&mounted) - before >= 300);
+    mounted.remount();
+    let before = heads(&mounted);
+    assert_eq!(mounted.sh(LS), shown);
+    assert_eq!(heads(&mounted) - before, 0);
 }
 
 fn what_waits_is_listed_exported_given_up_and_retried(account: &Account) {

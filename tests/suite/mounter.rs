@@ -29,6 +29,7 @@ fn host(place: &Place) -> Host {
         ambient: Ambient::command_line(Environment::default()),
         staging: StagingBudget::new(1 << 30, MinFree::Bytes(0)),
         cache: BlockCache::new(1 << 20),
+        attributes: None,
         clock: SystemClock::shared(),
         worker: Worker::alone(bucketvol::fs::Format::CURRENT),
     }

@@ -68,6 +68,8 @@ impl Place {
             .env_remove("BUCKETVOL_NO_KEEPER")
             .env("BUCKETVOL_RUN_DIR", self.path("run"))
             .env("XDG_STATE_HOME", self.path("home"))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("BUCKETVOL_CACHE_DIR", self.path("cache"))
             .stdin(Stdio::null());
     }
 

@@ -38,12 +38,16 @@ pub(super) async fn salvage(
 /// What there is to say about it.
 pub(super) fn status(filesystem: &FileSystem) -> MountStatus {
     let status = filesystem.status();
+    let used = Some(status.space).filter(|space| space.is_counted);
     MountStatus {
         dirty_bytes: status.dirty_bytes,
         dirty_files: status.dirty_files,
         cache_bytes: status.cache_bytes,
         cache_hits: status.cache_hits,
         cache_lookups: status.cache_lookups,
+        size: status.space.size,
+        used_bytes: used.map(|space| space.used_bytes),
+        used_files: used.map(|space| space.used_files),
         journal_bytes: status.journal_bytes,
         journal_synced_bytes: status.journal_synced_bytes,
         conditional_writes: status

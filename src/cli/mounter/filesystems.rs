@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::Host;
+use super::attributes::place;
 use super::kept::Kept;
 use crate::config::credentials::CredentialProvider;
 use crate::config::{Location, Options};
@@ -114,6 +115,12 @@ impl FileSystems {
             Arc::clone(clock),
         )
         .map_err(|error| store_error(&options.location, &error))?;
+        let bucket = match (&self.host.attributes, place(options)) {
+            (Some(attributes), Some(place)) => {
+                bucket.with_attributes(attributes.of(&place.each_ref().map(String::as_str)))
+            }
+            _ => bucket,
+        };
         Ok(Arc::new(bucket))
     }
 

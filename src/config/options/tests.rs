@@ -57,6 +57,7 @@ fn nothing_but_a_bucket_gives_the_documented_defaults() {
     );
     assert_eq!(options.metadata_ttl, Some(Duration::from_secs(1)));
     assert_eq!(options.fsync_timeout, Duration::from_secs(60));
+    assert_eq!(options.size, None);
     assert!(options.check && !options.read_only && !options.allow_overlap);
     assert!(options.endpoint.tls_verify && !options.endpoint.path_style);
     assert_eq!(options.credentials, CredentialSource::Default);
@@ -109,7 +110,8 @@ fn every_key_and_alias_lands_where_it_belongs() {
             o.metadata_ttl == Some(Duration::ZERO)
         }),
         ("exclusive", "", |o| o.metadata_ttl.is_none()),
-        ("xattr", "", |o| o.xattr),
+        ("size", "10GiB", |o| o.size == Some(10 << 30)),
+        ("xattr", "", |o| o.xattr == Some(true)),
         ("fsync_timeout", "500ms", |o| {
             o.fsync_timeout == Duration::from_millis(500)
         }),
@@ -134,6 +136,7 @@ fn every_key_and_alias_lands_where_it_belongs() {
         }),
         ("min_free", "5%", |o| o.host.min_free == MinFree::Percent(5)),
         ("state_dir", "/x", |o| o.host.state_dir == Some("/x".into())),
+        ("cache_dir", "/x", |o| o.host.cache_dir == Some("/x".into())),
         ("ca_cert", "/x.pem", |o| {
             o.host.ca_cert == Some("/x.pem".into())
         }),
@@ -275,6 +278,8 @@ fn a_bad_value_names_key_value_and_what_is_accepted() {
         ("check", "x", "accepted is true or false"),
         ("exclusive", "x", "accepted is true or false"),
         ("xattr", "x", "accepted is true or false"),
+        ("size", "0", "a size of at least 4KiB"),
+        ("size", "some", "a size of at least 4KiB"),
         (
             "uid",
             "root",
@@ -338,6 +343,7 @@ fn a_bad_value_names_key_value_and_what_is_accepted() {
         ("cache_memory", "1"),
         ("cache_memory", "x"),
         ("state_dir", "x"),
+        ("cache_dir", "x"),
         ("staging_limit", "1MiB"),
         ("min_free", "100%"),
         ("min_free", "+5%"),
@@ -471,6 +477,7 @@ fn a_volumes_creator_must_not_name_host_paths_or_memory() {
         ("staging_limit", "serve --staging-limit"),
         ("min_free", "serve --min-free"),
         ("state_dir", "serve --state-dir"),
+        ("cache_dir", "serve --cache-dir"),
         ("ca_cert", "certificate store"),
     ] {
         let error = refusal(&[("bucket", "photos"), (key, "/x")]);
@@ -554,6 +561,7 @@ fn canonical_pairs_hold_no_secret_and_give_the_same_options_again() {
             ("url", "memory://x/y"),
             ("exclusive", ""),
             ("xattr", "yes"),
+            ("size", "10G"),
             ("check", "no"),
             ("overlap", "allow"),
         ],
@@ -597,6 +605,7 @@ fn canonical_pairs_hold_no_secret_and_give_the_same_options_again() {
     let said = [
         ("cache_memory", "1GiB"),
         ("state_dir", "/s"),
+        ("cache_dir", "/c"),
         ("staging_limit", "9MiB"),
         ("min_free", "7%"),
         ("ca_cert", "/c"),

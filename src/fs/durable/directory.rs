@@ -108,7 +108,7 @@ impl FileSystem {
         self.journal.complete(&Record::Renamed {
             ino,
             parent,
-            name: name.to_string(),
+            name: tree.stored_name(name).into_owned(),
             is_directory: true,
             replaced: replaced.as_ref().map(|(replaced, ..)| replaced.ino),
             overwrites: None,
@@ -120,6 +120,7 @@ impl FileSystem {
             tree.leave_ghost(&key);
         }
         self.journal.note_place(ino, parent, name);
+        self.disturb_count();
         tree.rename(ino, parent, name, now);
         self.arrive(tree, inode, left);
         Ok(())
@@ -148,6 +149,10 @@ impl FileSystem {
             overwrites: overwrites.clone(),
             doomed: std::mem::take(&mut nameless.doomed),
         })?;
+        if is_directory.contains(&true) {
+            self.disturb_count();
+        }
+        self.count_moved(&inodes, keys.each_ref());
         tree.exchange(inodes[0].ino, inodes[1].ino, self.now());
         for ((inode, left), overwrites) in inodes.into_iter().zip(left).zip(overwrites) {
             if let Some((parent, name)) = tree.place_of(inode.ino) {

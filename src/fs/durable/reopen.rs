@@ -138,7 +138,7 @@ fn replace_directory(
             .place
             .filter(|place| !is_doomed(tree, place, true, doomed))
         {
-            Some((parent, name)) => tree.reopen(parent, true, [(ino, name)]),
+            Some((parent, name)) => tree.reopen_directory(ino, parent, &name),
             None => tree.reopen_nameless(ino, true),
         }
     }
@@ -167,7 +167,7 @@ fn replace_files(
             }
         }
         if let Some(parent) = parent_of(&siblings[0].1) {
-            tree.reopen(parent, false, placed);
+            tree.reopen_files(parent, placed);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
+use super::snapshot;
 use crate::config::options::Durability;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
@@ -23,7 +24,13 @@ impl FileSystem {
         open: LeftOpen,
     ) -> Result<Vec<u64>, FsError> {
         let other_boot = left.other_boot;
-        self.tree.lock().reserve_inos(Some(open.last_ino));
+        {
+            let mut tree = self.tree.lock();
+            tree.reserve_inos(Some(open.last_ino));
+            for segment in left.replay.long_segments.iter().chain(&open.long_segments) {
+                tree.note_segment(segment);
+            }
+        }
         self.handles.reserve(open.last_handle, &self.kept);
         self.find_places(&mut left.replay)?;
         let directories = self.look_for_ends(&mut left.replay).await?;
@@ -55,6 +62,11 @@ impl FileSystem {
         });
         for ino in replay.inodes.keys() {
             place(&mut tree, replay, *ino)?;
+        }
+        for (link, target) in &replay.links {
+            if [link, target].iter().all(|ino| tree.inode(**ino).is_some()) {
+                tree.add_link(*link, *target);
+            }
         }
         let directories = replay.inodes.iter().filter_map(|(ino, inode)| {
             let directory = inode.changed.directory.clone()?;
@@ -146,14 +158,21 @@ impl FileSystem {
             let inode = tree.inode(*ino).ok_or(FsError::NoEntry)?;
             tree.note_place(&inode, self.now());
             let mut state = inode.state.lock();
-            if !state.unsent.any() {
+            if state.unsent.content && state.content_is_nowhere() && !state.is_hard_linked {
+                // It was to follow a file of which the journal, in the format before, could not say which.
+                state.part();
+            }
+            if !state.unsent.any() && state.is_hard_linked {
+                // Its attributes may be others by now.
+                state.resolved = false;
+            } else if !state.unsent.any() {
                 self.settle(*ino, &mut state);
             } else if found.contains(ino) {
                 // One record: a directory has no extents.
                 // If it is not told, the next process finds it too.
                 let directory = tree.changed_directory(*ino);
-                if let Err(error) = self.append_snapshot(*ino, &state, directory) {
-                    tracing::warn!(bucket = %self.bucket.location(), %error, "journal");
+                for record in snapshot(*ino, &state, directory) {
+                    self.append_or_warn(&record);
                 }
             }
         }

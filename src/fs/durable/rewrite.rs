@@ -61,6 +61,11 @@ impl FileSystem {
                 kept.extend(staged.map(|staged| staged.keep()));
             }
         }
+        if self.keeps_links() {
+            for (ino, target) in self.tree.lock().links() {
+                self.journal.restate(&Record::Linked { ino, target });
+            }
+        }
         // All of a file is told of at once: what somebody synced is lost with what nobody did.
         kept.iter().try_for_each(|file| file.sync_data())
     }

@@ -40,6 +40,9 @@ pub struct FuseAdapter {
     clock: Arc<dyn Clock>,
     known: Arc<Known>,
     replies: Replies,
+    /// It is ours to take from a changed file what it lends to who runs it. The kernel then asks of an inode once, not
+    /// before every write, whether there is an extended attribute of that kind.
+    drops_privileges: bool,
 }
 
 impl FuseAdapter {
@@ -72,6 +75,25 @@ impl FuseAdapter {
             known,
             dispatch: Dispatch::new(runtime, connection),
             fs,
+            drops_privileges: false,
+        }
+    }
+
+    fn has_xattrs(&self) -> bool {
+        self.fs.xattr().unwrap_or(self.drops_privileges)
+    }
+
+    /// Whether a change that the caller asks for costs a file what it lends to who runs it. The kernel says so too
+    /// (`FUSE_WRITE_KILL_SUIDGID` and its like), but fuser passes only some of that on; root is who has `CAP_FSETID`.
+    fn costs_privileges(&self, request: &Request) -> bool {
+        self.drops_privileges && request.uid() != 0
+    }
+
+    /// Before a file's content is changed.
+    fn drop_privileges(&self, request: &Request, ino: u64) -> Result<(), Errno> {
+        match self.costs_privileges(request) {
+            true => self.fs.drop_privileges(ino).map_err(|e| Errno::from(&e)),
+            false => Ok(()),
         }
     }
 
@@ -111,7 +133,7 @@ impl FuseAdapter {
 }
 
 /// Left out, so that the kernel does it itself or tells the program that it cannot be done: locks (kept by
-/// the kernel, for all containers of one mount), lseek, fallocate, ioctl, poll, link.
+/// the kernel, for all containers of one mount), lseek, ioctl, poll.
 impl Filesystem for FuseAdapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Each by itself: of several, one that the kernel lacks would cost the others. What it lacks, we
@@ -126,6 +148,8 @@ impl Filesystem for FuseAdapter {
         ] {
             let _ = config.add_capabilities(wanted);
         }
+        let privileges = config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
+        self.drops_privileges = privileges.is_ok();
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
@@ -150,6 +174,9 @@ impl Filesystem for FuseAdapter {
 
     fn getattr(&self, request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let fs = Arc::clone(&self.fs);
+        if ino == INodeNo::ROOT {
+            fs.root_asked(caller(request));
+        }
         self.dispatch.ask(
             request,
             async move { fs.getattr(ino.0).await },
@@ -184,6 +211,8 @@ impl Filesystem for FuseAdapter {
             size,
             atime: atime.map(|time| self.time(time)),
             mtime: mtime.map(|time| self.time(time)),
+            drop_privileges: self.drops_privileges && (uid.is_some() || gid.is_some())
+                || size.is_some() && self.costs_privileges(request),
         };
         self.dispatch.make(
             request,
@@ -266,6 +295,26 @@ impl Filesystem for FuseAdapter {
         );
     }
 
+    fn link(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (fs, name) = (Arc::clone(&self.fs), new_name.to_owned());
+        let made = self.looked_up(new_parent, name.clone());
+        self.dispatch.make_once(
+            &self.fs,
+            request,
+            async move { fs.link(ino.0, new_parent.0, &name).await },
+            made,
+            reply,
+            self.answer_entry(),
+        );
+    }
+
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         self.dispatch.make_once(
@@ -327,9 +376,15 @@ impl Filesystem for FuseAdapter {
         let is_emptied = is_resent(request) && fs.was_done(self.dispatch.id(request));
         let truncate = flags.0 & nix::libc::O_TRUNC != 0 && !is_emptied;
         let replies = self.replies.clone();
+        let costs_privileges = truncate && self.costs_privileges(request);
         self.dispatch.ask(
             request,
-            async move { fs.open_file(ino.0, writable, truncate).await },
+            async move {
+                if costs_privileges {
+                    fs.drop_privileges(ino.0)?;
+                }
+                fs.open_file(ino.0, writable, truncate).await
+            },
             reply,
             move |reply, done| replies.opened(reply, ino.0, writable, done),
         );
@@ -388,7 +443,7 @@ impl Filesystem for FuseAdapter {
     fn write(
         &self,
         request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -399,6 +454,9 @@ impl Filesystem for FuseAdapter {
     ) {
         // The kernel sends at most MAX_WRITE bytes.
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        if let Err(errno) = self.drop_privileges(request, ino.0) {
+            return reply.error(errno);
+        }
         if !is_resent(request) && self.fs.has_room_for(u64::from(len)) {
             let write = || self.fs.write(fh.0, offset, data).map(|()| len);
             return self
@@ -419,13 +477,16 @@ impl Filesystem for FuseAdapter {
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
-        _ino_out: INodeNo,
+        ino_out: INodeNo,
         fh_out: FileHandle,
         offset_out: u64,
         len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        if let Err(errno) = self.drop_privileges(request, ino_out.0) {
+            return reply.error(errno);
+        }
         let place = |fh: FileHandle, offset| FilePlace { fh: fh.0, offset };
         let (from, to) = (place(fh_in, offset_in), place(fh_out, offset_out));
         let (fs, again, id) = (
@@ -446,7 +507,7 @@ impl Filesystem for FuseAdapter {
     fn fallocate(
         &self,
         request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
@@ -456,6 +517,9 @@ impl Filesystem for FuseAdapter {
         let Some(allocation) = Allocation::from_mode(mode) else {
             return reply.error(Errno::EOPNOTSUPP);
         };
+        if let Err(errno) = self.drop_privileges(request, ino.0) {
+            return reply.error(errno);
+        }
         let fs = Arc::clone(&self.fs);
         self.dispatch.make_once(
             &self.fs,
@@ -597,7 +661,11 @@ impl Filesystem for FuseAdapter {
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        answer_statfs(reply);
+        // Who waits for threads to come by the gate does not want to know.
+        if !self.dispatch.is_ending() {
+            self.fs.want_count();
+        }
+        answer_statfs(reply, &self.fs.space());
         self.dispatch.answered();
     }
 
@@ -612,7 +680,7 @@ impl Filesystem for FuseAdapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        if !self.fs.has_xattrs() {
+        if !self.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
         let mode = match flags {
@@ -640,7 +708,7 @@ impl Filesystem for FuseAdapter {
         size: u32,
         reply: ReplyXattr,
     ) {
-        if !self.fs.has_xattrs() {
+        if !self.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
@@ -653,7 +721,7 @@ impl Filesystem for FuseAdapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        if !self.fs.has_xattrs() {
+        if !self.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
         let fs = Arc::clone(&self.fs);
@@ -666,7 +734,7 @@ impl Filesystem for FuseAdapter {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if !self.fs.has_xattrs() {
+        if !self.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());

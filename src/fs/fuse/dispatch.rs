@@ -62,6 +62,11 @@ impl Dispatch {
         self.connection.gate.pass();
     }
 
+    /// Whether the process is about to end, and reads no more requests.
+    pub(super) fn is_ending(&self) -> bool {
+        self.connection.gate.is_shut()
+    }
+
     /// Thousands of a kind may come in a row, and each has a number.
     pub(super) fn note(&self, request: &Request) {
         self.connection.note_request(request.unique().0 & !RESENT);

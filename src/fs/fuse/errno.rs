@@ -16,16 +16,19 @@ impl From<&FsError> for Errno {
             FsError::IsDirectory => Self::EISDIR,
             FsError::NotEmpty => Self::ENOTEMPTY,
             FsError::Invalid(_) => Self::EINVAL,
+            FsError::NotPermitted(_) => Self::EPERM,
+            FsError::TooManyLinks(_) => Self::EMLINK,
             FsError::Unsupported(_) => Self::EOPNOTSUPP,
             FsError::NoAttribute => Self::ENODATA,
             FsError::MetadataFull => Self::ENOSPC,
             FsError::Name(NameError::TooLong | NameError::KeyTooLong) => Self::ENAMETOOLONG,
-            FsError::Name(NameError::NotAKey) => Self::EILSEQ,
+            FsError::Name(NameError::NotAKey | NameError::UnknownHash) => Self::EILSEQ,
             FsError::Name(NameError::Dots) => Self::EINVAL,
             FsError::BadHandle => Self::EBADF,
             FsError::ReadOnly => Self::EROFS,
             FsError::Reserved => Self::EPERM,
             FsError::TooLarge(_) => Self::EFBIG,
+            FsError::OverQuota(_) => Self::EDQUOT,
             // The kernel looks the name up afresh and tries again.
             FsError::Stale => Self::ESTALE,
             // Another host replaced the object; what was written here is kept.
@@ -71,6 +74,7 @@ mod tests {
         for (error, errno) in [
             (FsError::NoEntry, Errno::ENOENT),
             (FsError::Stale, Errno::ESTALE),
+            (FsError::OverQuota(1 << 30), Errno::EDQUOT),
             (FsError::from(denied), Errno::EACCES),
             (
                 FsError::from(io::Error::from_raw_os_error(28)),

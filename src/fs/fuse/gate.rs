@@ -50,9 +50,13 @@ impl Gate {
         InHand(Arc::clone(&self.in_hand))
     }
 
+    pub(super) fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::SeqCst)
+    }
+
     /// This thread is done with its request. If the gate is shut, it never returns: its process is about to end.
     pub(super) fn pass(&self) {
-        if !self.is_shut.load(Ordering::SeqCst) {
+        if !self.is_shut() {
             return;
         }
         self.held.fetch_add(1, Ordering::SeqCst);

@@ -12,7 +12,7 @@ use fuser::{
 
 use super::convert::{file_attr, file_type, open_flags};
 use super::dispatch::Known;
-use crate::fs::{Attr, Caller, DirEntry, Entry, FileSystem, NAME_MAX};
+use crate::fs::{Attr, Caller, DirEntry, Entry, FileSystem, NAME_MAX, Space};
 use crate::store::FileKind;
 
 /// Block size of statfs, in bytes.
@@ -20,6 +20,9 @@ const STATFS_BLOCK: u32 = 4096;
 
 /// What df shows where a store has no size: 16 EiB, less what would overflow a byte count.
 const STATFS_BLOCKS: u64 = u64::MAX / STATFS_BLOCK as u64;
+
+/// How many more files df shows that there may be: nobody counts them.
+const FILES_FREE: u64 = u32::MAX as u64;
 
 /// Replies that tell the kernel of inodes: what it was told of is remembered.
 #[derive(Debug, Clone)]
@@ -46,7 +49,12 @@ impl Replies {
 
     pub(super) fn attr(&self, reply: ReplyAttr, ino: u64, done: Result<(Attr, Duration), Errno>) {
         match done {
-            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(ino, &attr, self.fs.nlink(ino))),
+            Ok((attr, ttl)) => {
+                if ino == INodeNo::ROOT.0 {
+                    self.fs.root_told(ttl);
+                }
+                reply.attr(&ttl, &file_attr(ino, &attr, self.fs.nlink(ino)));
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -188,18 +196,63 @@ pub(super) fn answer_written(reply: ReplyWrite, done: Result<u32, Errno>) {
     }
 }
 
-/// A file system of which nobody knows how large it is.
-pub(super) fn answer_statfs(reply: ReplyStatfs) {
+/// What df shows. Of a volume without a quota nobody knows how much more its store takes.
+pub(super) fn answer_statfs(reply: ReplyStatfs, space: &Space) {
     let name_max = u32::try_from(NAME_MAX).expect("255");
-    let (blocks, files) = (STATFS_BLOCKS, u64::from(u32::MAX));
+    let blocks = Blocks::of(space);
     reply.statfs(
-        blocks,
-        blocks,
-        blocks,
-        files,
-        files,
+        blocks.all,
+        blocks.free,
+        blocks.free,
+        FILES_FREE.saturating_add(space.used_files),
+        FILES_FREE,
         STATFS_BLOCK,
         name_max,
         STATFS_BLOCK,
     );
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Blocks {
+    all: u64,
+    free: u64,
+}
+
+impl Blocks {
+    /// A block that is used in part is used.
+    fn of(space: &Space) -> Self {
+        let size = u64::from(STATFS_BLOCK);
+        let all = space.size.map_or(STATFS_BLOCKS, |bytes| bytes / size);
+        let free = all.saturating_sub(space.used_bytes.div_ceil(size));
+        Self { all, free }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_free_is_what_the_quota_leaves() {
+        const QUOTA: Option<u64> = Some(1 << 20);
+        for (size, used_bytes, all, free) in [
+            (QUOTA, 0, 256, 256),
+            (QUOTA, 1, 256, 255),
+            (QUOTA, 4096, 256, 255),
+            (QUOTA, (1 << 20) - 1, 256, 0),
+            (QUOTA, 1 << 20, 256, 0),
+            (QUOTA, u64::MAX, 256, 0),
+            (None, 0, STATFS_BLOCKS, STATFS_BLOCKS),
+            (None, 4097, STATFS_BLOCKS, STATFS_BLOCKS - 2),
+        ] {
+            let space = Space {
+                size,
+                used_bytes,
+                used_files: 1,
+                is_counted: true,
+            };
+            let expected = Blocks { all, free };
+            assert_eq!(Blocks::of(&space), expected, "{used_bytes} of {size:?}");
+        }
+    }
 }

@@ -164,6 +164,15 @@ impl LogFile {
         &mut self,
         (request, record): (Option<RequestId>, &Record),
     ) -> io::Result<()> {
+        // The format before can only say one after the other: a crash may come between them.
+        if let (Record::Together(records), true) = (record, self.format < Format::CURRENT)
+            && let Some((last, before)) = records.split_last()
+        {
+            for record in before {
+                self.append((None, record))?;
+            }
+            return self.append((request, last));
+        }
         let record = record.said_in(self.format);
         let frame = encode((request, &record), self.synced)?;
         self.file.write_all_at(&frame, self.end)?;

@@ -128,7 +128,9 @@ impl Journal {
             rename_successor(directory).map_err(&io)?;
             log
         };
-        let mut inner = Inner::new(log, formats.written());
+        // Who left a later format was trusted with it: to go back would lose what only that can say.
+        let format = formats.written().max(log.format());
+        let mut inner = Inner::new(log, format);
         // What earlier processes said may be anything: the next rewrite is due as if it were nothing.
         inner.first_len = 0;
         inner.multiparts.clone_from(&left.replay.multiparts);
@@ -232,12 +234,12 @@ impl Journal {
         inner.append((None, &Record::MultipartEnded(upload.clone())))
     }
 
-    /// Writes an inode's tree place down, if that is news.
+    /// Writes an inode's tree place down, if that is news. `stored` is the name as the next process is to be told of it.
     pub(crate) fn place(
         &self,
         ino: u64,
         parent: u64,
-        name: &Arc<str>,
+        (name, stored): (&Arc<str>, &str),
         is_directory: bool,
     ) -> io::Result<()> {
         let mut inner = self.inner.lock();
@@ -251,7 +253,7 @@ impl Journal {
         let placed = Record::Placed {
             ino,
             parent,
-            name: name.to_string(),
+            name: stored.to_owned(),
             is_directory,
         };
         inner.append((None, &placed))?;

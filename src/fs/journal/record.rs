@@ -135,6 +135,10 @@ pub(crate) enum Record {
         attr: Attr,
         metadata: Metadata,
     },
+    /// The inode stands for a hard link to `target`: whatever is sent of that is to be copied to it.
+    Linked { ino: u64, target: u64 },
+    /// All of these or none.
+    Together(Vec<Record>),
 }
 
 impl Record {
@@ -147,7 +151,7 @@ impl Record {
                 key: attempt.key.clone(),
                 version: ObjectVersion::any(),
             }),
-            // Who changes metadata looks at the format first: this is never said.
+            // Who changes metadata, or links, looks at the format first: neither is ever said.
             Self::Metadata { ino, attr, .. } if format < Format::CURRENT => {
                 Cow::Owned(Self::Attributes {
                     ino: *ino,

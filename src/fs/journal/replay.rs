@@ -6,6 +6,7 @@ use super::history::{History, Mark, Moment};
 use super::record::{ChangedDirectory, ChangedInode, Multipart, Record, SentObject};
 use crate::fs::extents::Chunk;
 use crate::fs::inode::{Attempt, Unsent};
+use crate::fs::name::split_stored;
 use crate::fs::request::RecentRequests;
 use crate::fs::staging::{ContentMap, FrozenMap};
 use crate::fs::tree::Origin;
@@ -16,8 +17,12 @@ use crate::store::{Key, ObjectVersion, UploadId};
 pub(crate) struct Replay {
     /// Tree places of inodes, changed or not.
     pub(crate) places: HashMap<u64, Placement>,
+    /// Segments that are too long to be names, but for what is shown of them.
+    pub(crate) long_segments: Vec<String>,
     /// The inodes that differ from their objects.
     pub(crate) inodes: HashMap<u64, ReplayedInode>,
+    /// Hard links, and the inodes that they are links to.
+    pub(crate) links: BTreeMap<u64, u64>,
     /// Objects without a name, to be deleted.
     pub(crate) doomed: HashMap<Key, SentObject>,
     /// Uploads of what has no name, of which it is not known whether they have made an object.
@@ -92,7 +97,7 @@ impl Replay {
                     inode.changed.overwrites = overwrites;
                 }
                 if let Some(replaced) = replaced {
-                    self.inodes.remove(&replaced);
+                    self.forget(replaced);
                 }
                 self.doom(doomed);
             }
@@ -143,7 +148,7 @@ impl Replay {
                 doomed,
                 in_doubt,
             } => {
-                self.inodes.remove(&ino);
+                self.forget(ino);
                 self.doom(doomed);
                 self.doubt(in_doubt);
             }
@@ -183,9 +188,11 @@ impl Replay {
                     at_key.retain(|other| !other.write.is_of_the_write_of(&attempt.write));
                 }
             }
-            Record::Settled { ino } => {
-                self.inodes.remove(&ino);
+            Record::Settled { ino } => self.forget(ino),
+            Record::Linked { ino, target } => {
+                self.links.insert(ino, target);
             }
+            Record::Together(records) => records.into_iter().for_each(|record| self.apply(record)),
             Record::Sent {
                 ino,
                 remote,
@@ -194,8 +201,13 @@ impl Replay {
                 settled,
             } => {
                 self.doom(doomed);
+                for link in links_to(&self.links, ino) {
+                    if let Some(link) = self.inodes.get_mut(&link) {
+                        link.changed.unsent.content = true;
+                    }
+                }
                 if settled {
-                    self.inodes.remove(&ino);
+                    self.forget(ino);
                 } else if let Some(inode) = self.inodes.get_mut(&ino) {
                     match (&mut inode.content, inode.sending.take()) {
                         (Some(content), Some((mark, frozen))) => {
@@ -309,6 +321,12 @@ impl Replay {
         Some(found)
     }
 
+    /// Nothing of the inode is to be sent.
+    fn forget(&mut self, ino: u64) {
+        self.inodes.remove(&ino);
+        self.links.remove(&ino);
+    }
+
     fn migrated(&mut self, directory: u64) {
         let Migration { carried, left } = self.migrations.remove(&directory).unwrap_or_default();
         for (ino, carried) in carried {
@@ -329,9 +347,11 @@ impl Replay {
     }
 
     fn place(&mut self, ino: u64, parent: u64, name: String, is_directory: bool) {
+        let (name, segment) = split_stored(&name);
+        self.long_segments.extend(segment.map(str::to_owned));
         let placement = Placement {
             parent,
-            name,
+            name: name.to_owned(),
             is_directory,
         };
         self.places.insert(ino, placement);
@@ -356,6 +376,12 @@ impl Replay {
             change(inode);
         }
     }
+}
+
+/// The hard links to an inode.
+fn links_to(links: &BTreeMap<u64, u64>, target: u64) -> impl Iterator<Item = u64> + '_ {
+    let is_its = move |(_, to): &(&u64, &u64)| **to == target;
+    links.iter().filter(is_its).map(|(link, _)| *link)
 }
 
 /// Whether an object's bytes are where they were, or have gone to another key.

@@ -47,10 +47,7 @@ impl FileSystem {
         len: u64,
         allocation: Allocation,
     ) -> Result<(), FsError> {
-        let handle = self.handles.file(fh)?;
-        if !handle.writable {
-            return Err(FsError::BadHandle);
-        }
+        let handle = self.handles.writable_file(fh)?;
         let end = offset.saturating_add(len);
         if end > SIZE_MAX {
             return Err(FsError::TooLarge(SIZE_MAX));
@@ -60,12 +57,13 @@ impl FileSystem {
         let mut state = handle.inode.state.lock();
         handle.check_lineage(&state)?;
         let before = state.change;
-        if allocation.zero {
-            let size = state.attr.size;
-            self.zero(ino, &mut state, offset..end.min(size))?;
-        }
-        if !allocation.keep_size && end > state.attr.size {
+        let size = state.attr.size;
+        // What may be refused comes first.
+        if !allocation.keep_size && end > size {
             self.resize(ino, &mut state, end)?;
+        }
+        if allocation.zero {
+            self.zero(ino, &mut state, offset..end.min(size))?;
         }
         self.keep_nameless(ino, &state);
         let is_changed = state.change != before;

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fs::attr::{Attr, SetAttr};
+use crate::fs::attr::{Attr, Caller, SetAttr};
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Inode, InodeState, Unsent};
 use crate::fs::journal::record::Record;
+use crate::fs::refusal::hint;
+use crate::fs::tree::ROOT;
 use crate::fs::upload::plan::SIZE_MAX;
 use crate::store::FileKind;
 
@@ -16,8 +18,29 @@ impl FileSystem {
     pub async fn getattr(&self, ino: u64) -> Result<(Attr, Duration), FsError> {
         let inode = self.inode(ino)?;
         self.resolve(&inode).await?;
-        let attr = inode.state.lock().attr;
+        let attr = inode.state.lock().shown_attr();
         Ok((attr, self.kernel_ttl()))
+    }
+
+    /// Somebody has the kernel ask for the root's attributes, for which it may have to be refused.
+    pub(crate) fn root_asked(&self, caller: Caller) {
+        if !self.root_watch.is_refusal(self.now()) {
+            return;
+        }
+        let Ok(root) = self.inode(ROOT) else { return };
+        let hint = {
+            let state = root.state.lock();
+            hint(&state.attr, state.remote.is_some(), caller)
+        };
+        if let Some(hint) = hint.filter(|_| self.root_watch.is_first()) {
+            tracing::warn!(bucket = %self.bucket.location(), "{hint}");
+            *self.last_error.lock() = Some(hint);
+        }
+    }
+
+    /// The kernel is told the root's attributes.
+    pub(crate) fn root_told(&self, ttl: Duration) {
+        self.root_watch.told(self.now(), ttl);
     }
 
     /// How many names lead to an inode; two and one for each known subdirectory to a directory.
@@ -45,8 +68,23 @@ impl FileSystem {
             (FileKind::File, _) | (_, None) => self.set_file_attr(&inode, &change)?,
             (_, Some(_)) => return Err(FsError::Invalid("only a regular file has a size to set")),
         }
-        let attr = inode.state.lock().attr;
+        let attr = inode.state.lock().shown_attr();
         Ok((attr, self.kernel_ttl()))
+    }
+
+    /// A file is about to be changed by somebody who may not leave it what it lends to who runs it.
+    pub fn drop_privileges(&self, ino: u64) -> Result<(), FsError> {
+        let inode = self.inode(ino)?;
+        let attr = inode.state.lock().attr;
+        if attr.without_privileges() == attr.mode {
+            return Ok(());
+        }
+        self.check_writable()?;
+        let change = SetAttr {
+            drop_privileges: true,
+            ..SetAttr::default()
+        };
+        self.set_file_attr(&inode, &change)
     }
 
     /// Makes sure that the attributes shown are the object's own.
@@ -108,12 +146,14 @@ impl FileSystem {
         if state.attr.size == size {
             return Ok(());
         }
-        self.staged(ino, state)?;
-        let time = self.settings.clock.wall();
-        self.record(ino, state, &Record::Resized { ino, size, time })?;
-        self.staged(ino, state)?.resize(size);
-        state.content_changed(size, time);
-        Ok(())
+        self.sized(ino, state, size, |state| {
+            self.staged(ino, state)?;
+            let time = self.settings.clock.wall();
+            self.record(ino, state, &Record::Resized { ino, size, time })?;
+            self.staged(ino, state)?.resize(size);
+            state.content_changed(size, time);
+            Ok(())
+        })
     }
 
     fn set_directory_attr(&self, inode: &Inode, change: &SetAttr) -> Result<(), FsError> {
@@ -126,6 +166,11 @@ impl FileSystem {
             ..Unsent::default()
         };
         Ok(self.change_directory(&tree, inode, unsent, |state| state.attr = attr)?)
+    }
+
+    /// An inode's ctime moves when it gets a name or loses one. This is not written to the bucket.
+    pub(crate) fn touch_inode(&self, inode: &Inode) {
+        inode.state.lock().attr.ctime = self.settings.clock.wall();
     }
 
     /// A directory's times move when its names do. This is not written to the bucket.

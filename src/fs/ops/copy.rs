@@ -33,9 +33,7 @@ impl FileSystem {
         to: FilePlace,
         len: u64,
     ) -> Result<u32, FsError> {
-        if !self.handles.file(to.fh)?.writable {
-            return Err(FsError::BadHandle);
-        }
+        self.handles.writable_file(to.fh)?;
         let read = self.read(from.fh, from.offset, at_once(len));
         let bytes = tokio::time::timeout(READ_DEADLINE, read)
             .await

@@ -7,7 +7,7 @@ use crate::fs::attr::{Attr, Caller};
 use crate::fs::error::FsError;
 use crate::fs::filesystem::{Entry, FileSystem};
 use crate::fs::inode::Inode;
-use crate::fs::tree::Known;
+use crate::fs::tree::{Known, Tree};
 use crate::store::FileKind;
 
 /// New files of such a directory belong to its group.
@@ -39,7 +39,7 @@ impl FileSystem {
     ) -> Result<(Entry, u64), FsError> {
         self.check_writable()?;
         let name = self.parse_new_name(parent, name)?;
-        let inode = match self.find(parent, &name).await? {
+        let inode = match self.find_linked(parent, &name).await? {
             Some(_) if if_exists == IfExists::Fail => return Err(FsError::Exists),
             Some(inode) => inode,
             None => {
@@ -60,7 +60,8 @@ impl FileSystem {
         name: &OsStr,
     ) -> Result<(Entry, u64), FsError> {
         let name = self.parse_new_name(parent, name)?;
-        let inode = self.find_existing(parent, &name).await?;
+        let found = self.find_linked(parent, &name).await?;
+        let inode = found.ok_or(FsError::NoEntry)?;
         let fh = self.open_inode(&inode, true, false)?;
         Ok((self.entry(&inode), fh))
     }
@@ -134,6 +135,18 @@ impl FileSystem {
         attr: Attr,
         content: &[u8],
     ) -> Result<Arc<Inode>, FsError> {
+        let record = |tree: &mut Tree, inode: &Arc<Inode>| self.record_new(tree, inode, content);
+        self.insert_as(parent, name, |_| Ok(attr), record)
+    }
+
+    /// Likewise, something of these attributes that is written down by `record`. If it cannot be, it is not there.
+    pub(super) fn insert_as(
+        &self,
+        parent: u64,
+        name: &Arc<str>,
+        attr: impl FnOnce(&Tree) -> Result<Attr, FsError>,
+        record: impl FnOnce(&mut Tree, &Arc<Inode>) -> Result<(), FsError>,
+    ) -> Result<Arc<Inode>, FsError> {
         self.journal.check_room()?;
         let now = self.now();
         let mut tree = self.tree.lock();
@@ -143,8 +156,14 @@ impl FileSystem {
             Known::Absent | Known::Unknown => {}
         }
         tree.check_parent(parent)?;
+        let attr = attr(&tree)?;
         let inode = tree.insert(parent, name, attr, now);
-        if let Err(error) = self.record_new(&tree, &inode, content) {
+        let recorded = self.count_new(&tree, &inode).and_then(|()| {
+            let recorded = record(&mut tree, &inode);
+            recorded.inspect_err(|_| self.count_no_more(&inode))
+        });
+        if let Err(error) = recorded {
+            self.part(&mut tree, inode.ino);
             tree.remove(parent, name, now);
             self.staging.remove(inode.ino);
             return Err(error);

@@ -155,12 +155,7 @@ impl FileSystem {
     ) -> Result<(), FsError> {
         let last = handle.bookmarks.lock().at(at as u64).map(str::to_owned);
         let Some(last) = last else { return Ok(()) };
-        while !matches!(stream.progress, Progress::End) {
-            match self.next_page(handle.ino, stream).await {
-                Err(FsError::Stale) => *stream = DirStream::default(),
-                listed => listed?,
-            }
-        }
+        self.list_all(handle.ino, stream).await?;
         stream.go_on_after(&last, at - DOTS);
         Ok(())
     }
@@ -193,10 +188,16 @@ impl FileSystem {
                 } else {
                     self.ask_again(parent, &child.name, &child.inode).await?
                 };
+                let inode = match inode.map(|inode| self.linked_inode(inode)) {
+                    Some(linked) if !linked.state.lock().resolved => {
+                        self.find_linked(parent, &child.name).await?
+                    }
+                    found => found,
+                };
                 Ok::<_, FsError>(inode.map(|inode| DirEntry {
                     ino: inode.ino,
                     name: child.name,
-                    attr: inode.state.lock().attr,
+                    attr: inode.state.lock().shown_attr(),
                     next: (i + DOTS + 1) as u64,
                 }))
             })
@@ -204,6 +205,21 @@ impl FileSystem {
             .try_collect::<Vec<_>>()
             .await?;
         Ok(resolved.into_iter().flatten().collect())
+    }
+
+    /// Reads all names of a directory that the store has.
+    pub(super) async fn list(&self, ino: u64) -> Result<(), FsError> {
+        self.list_all(ino, &mut DirStream::default()).await
+    }
+
+    async fn list_all(&self, ino: u64, stream: &mut DirStream) -> Result<(), FsError> {
+        while !matches!(stream.progress, Progress::End) {
+            match self.next_page(ino, stream).await {
+                Err(FsError::Stale) => *stream = DirStream::default(),
+                listed => listed?,
+            }
+        }
+        Ok(())
     }
 
     async fn next_page(&self, ino: u64, stream: &mut DirStream) -> Result<(), FsError> {
@@ -233,18 +249,19 @@ impl FileSystem {
             max_keys: PAGE_KEYS,
             continuation,
         };
-        let page = self.bucket.list(&request).await?;
+        let page = self.bucket.list_known(&request).await?;
         let continuation = page.continuation.clone();
         stream.unshowable += unshowable(&directory, &page);
         let names = {
-            let tree = self.tree.lock();
+            let mut tree = self.tree.lock();
+            segments_of(&directory, &page).for_each(|segment| tree.note_segment(segment));
             names_of(&directory, page, |name| tree.is_no_directory(ino, name))
         };
         for (name, observed) in names {
             if let (Observed::Prefix, Some(object)) = (&observed, stream.object_called(&name)) {
                 // A page before this one had an object of the name that the directory takes.
-                let beside =
-                    Name::from_segment_beside_directory(&Name::parse(name.as_bytes())?.segment)?;
+                let segment = self.tree.lock().parse(&name)?.segment;
+                let beside = Name::from_segment_beside_directory(&segment)?;
                 let object = Observed::Object(object);
                 if let Some(inode) = self.observe((ino, &directory), &beside, &object, asked)? {
                     stream.push(Child {
@@ -269,6 +286,7 @@ impl FileSystem {
                 return Err(FsError::Stale);
             }
             tree.finish_listing(ino, asked, began, self.now(), stream.unshowable);
+            self.settle_parted(&mut tree);
             // What was made here and is not in the bucket yet.
             for child in tree.children(ino) {
                 if !stream.positions.contains_key(&child.name) {
@@ -338,24 +356,29 @@ impl DirStream {
     }
 }
 
-/// The names that a page of a listing of `directory` shows, with what it says of them. Of some it is known that they
-/// are no directories, though there are keys below them.
+/// What the key of an entry of `directory` adds to the directory's own.
 fn segment_of<'a>(directory: &Key, key: &'a Key) -> Option<&'a str> {
     key.as_str().strip_prefix(directory.as_str())
 }
 
-/// How many names of the page no directory can have.
-fn unshowable(directory: &Key, page: &ListPage) -> u32 {
-    let segments = page.entries.iter().filter_map(|entry| match entry {
+/// What the page's keys add to the directory's, but for its own marker.
+fn segments_of<'a>(directory: &Key, page: &'a ListPage) -> impl Iterator<Item = &'a str> {
+    page.entries.iter().filter_map(|entry| match entry {
         ListEntry::Prefix(key) => segment_of(directory, key)?.strip_suffix('/'),
         ListEntry::Object { key, .. } => {
             segment_of(directory, key).filter(|segment| !segment.is_empty())
         }
-    });
-    let names = segments.map(Name::from_segment);
+    })
+}
+
+/// How many names of the page no directory can have.
+fn unshowable(directory: &Key, page: &ListPage) -> u32 {
+    let names = segments_of(directory, page).map(Name::from_segment);
     u32::try_from(names.filter(Result::is_err).count()).unwrap_or(u32::MAX)
 }
 
+/// The names that a page of a listing of `directory` shows, with what it says of them. Of some it is known that they
+/// are no directories, though there are keys below them.
 fn names_of(
     directory: &Key,
     page: ListPage,
@@ -381,6 +404,7 @@ fn names_of(
             size,
             version,
             modified,
+            metadata,
         } => {
             // The empty segment is the directory's own marker.
             let segment = segment_of(directory, &key).filter(|segment| !segment.is_empty())?;
@@ -393,7 +417,7 @@ fn names_of(
                 size,
                 version,
                 modified,
-                metadata: None,
+                metadata,
             };
             Some((name.ok()?, Observed::Object(object)))
         }

@@ -260,10 +260,7 @@ impl FileSystem {
 
     /// Writes all of `data`. It is safe on this host's disk, not yet in the bucket.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<(), FsError> {
-        let handle = self.handles.file(fh)?;
-        if !handle.writable {
-            return Err(FsError::BadHandle);
-        }
+        let handle = self.handles.writable_file(fh)?;
         let end = offset.saturating_add(data.len() as u64);
         if end > SIZE_MAX {
             return Err(FsError::TooLarge(SIZE_MAX));
@@ -275,10 +272,12 @@ impl FileSystem {
         let ino = handle.inode.ino;
         let mut state = handle.inode.state.lock();
         handle.check_lineage(&state)?;
-        self.keep_base(&state);
         let size = state.attr.size.max(end);
         let time = self.settings.clock.wall();
-        self.stage(ino, &mut state, offset, data, (size, time))?;
+        self.sized(ino, &mut state, size, |state| {
+            self.keep_base(state);
+            self.stage(ino, state, offset, data, (size, time))
+        })?;
         let is_news = !state.unsent.content || state.sending;
         state.content_changed(size, time);
         self.keep_nameless(ino, &state);

@@ -8,7 +8,7 @@ use crate::fs::filesystem::{Entry, FileSystem};
 use crate::fs::inode::Inode;
 use crate::fs::name::{Name, NameError};
 use crate::fs::tree::{Known, Observed, ObservedObject};
-use crate::store::{Key, ListRequest, Object, StoreError};
+use crate::store::{Key, ListEntry, ListRequest, Object, StoreError};
 
 /// The objects of a directory can be brought elsewhere so often at most while one question is asked.
 const ASK_ATTEMPTS: u32 = 4;
@@ -24,15 +24,30 @@ enum Question {
     Directory,
 }
 
+/// What there is below a directory's key.
+#[derive(Debug)]
+enum Below {
+    Nothing,
+    Keys,
+    /// The directory's marker, whose attributes nobody has to ask for.
+    Marker(ObservedObject),
+}
+
 impl FileSystem {
     /// Finds a name. The kernel will forget the inode as often as this has returned it.
     pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry, FsError> {
-        let (name, _) = Self::parse_name(name).map_err(|error| match error {
+        let mut parsed = self.parse_name(name);
+        if let Err(FsError::Name(NameError::UnknownHash)) = parsed {
+            self.list(parent).await?;
+            parsed = self.parse_name(name);
+        }
+        let (name, _) = parsed.map_err(|error| match error {
             FsError::Name(NameError::TooLong) => error,
             // A name that cannot be a key is a name that is not there.
             _ => FsError::NoEntry,
         })?;
-        let inode = self.find(parent, &name).await?.ok_or(FsError::NoEntry)?;
+        let found = self.find_linked(parent, &name).await?;
+        let inode = found.ok_or(FsError::NoEntry)?;
         Ok(self.entry(&inode))
     }
 
@@ -129,24 +144,25 @@ impl FileSystem {
                 tree.key_of(parent).ok_or(FsError::NoEntry)?,
             )
         };
-        let parsed = Name::parse(name.as_bytes())?;
+        let parsed = self.tree.lock().parse(name)?;
         let file_key = directory.join_file(&parsed.segment);
         let dir_key = directory.join_dir(&parsed.segment);
 
-        let (object, is_directory) = match question {
+        let (object, below) = match question {
             Question::Anything => {
                 let (object, below) =
-                    futures_util::join!(self.head_object(&file_key), self.has_keys_below(&dir_key));
+                    futures_util::join!(self.head_object(&file_key), self.below(&dir_key));
                 (object?, below?)
             }
             Question::Object if parsed.beside_directory => {
-                (self.head_object(&file_key).await?, true)
+                (self.head_object(&file_key).await?, Below::Keys)
             }
-            Question::Object => (self.head_object(&file_key).await?, false),
-            Question::Directory => (None, self.has_keys_below(&dir_key).await?),
+            Question::Object => (self.head_object(&file_key).await?, Below::Nothing),
+            Question::Directory => (None, self.below(&dir_key).await?),
         };
 
-        let is_directory = is_directory && !self.tree.lock().is_no_directory(parent, name);
+        let is_directory =
+            !matches!(below, Below::Nothing) && !self.tree.lock().is_no_directory(parent, name);
         // A directory takes the name; an object of the same name is shown beside it.
         let observed = match (parsed.beside_directory, object, is_directory) {
             (true, Some(object), true) => Some(observed_object(object)),
@@ -162,8 +178,11 @@ impl FileSystem {
                         asked,
                     )?;
                 }
-                let marker = self.bucket.head(&dir_key).await?;
-                Some(Observed::Directory(marker.map(to_observed)))
+                let marker = match below {
+                    Below::Marker(marker) => Some(marker),
+                    _ => self.bucket.head(&dir_key).await?.map(to_observed),
+                };
+                Some(Observed::Directory(marker))
             }
             (false, Some(object), false) => Some(observed_object(object)),
             (false, None, false) => None,
@@ -176,6 +195,7 @@ impl FileSystem {
                     return Err(FsError::Stale);
                 }
                 tree.observe_absent(parent, name, asked);
+                self.settle_parted(&mut tree);
                 // It stays if something of it is known here and not in the bucket yet.
                 Ok(tree.child(parent, name).and_then(|ino| tree.inode(ino)))
             }
@@ -191,14 +211,31 @@ impl FileSystem {
         }
     }
 
-    async fn has_keys_below(&self, directory: &Key) -> Result<bool, StoreError> {
+    async fn below(&self, directory: &Key) -> Result<Below, StoreError> {
         let request = ListRequest {
             prefix: directory.clone(),
             delimiter: false,
             max_keys: 1,
             continuation: None,
         };
-        Ok(!self.bucket.list(&request).await?.entries.is_empty())
+        let page = self.bucket.list_known(&request).await?;
+        Ok(match page.entries.into_iter().next() {
+            None => Below::Nothing,
+            // The marker's key comes before all that are below it.
+            Some(ListEntry::Object {
+                key,
+                size,
+                version,
+                modified,
+                metadata: Some(metadata),
+            }) if key == *directory => Below::Marker(ObservedObject {
+                size,
+                version,
+                modified,
+                metadata: Some(metadata),
+            }),
+            Some(_) => Below::Keys,
+        })
     }
 }
 

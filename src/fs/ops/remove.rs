@@ -8,6 +8,7 @@ use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{Going, Inode, Unsent};
 use crate::fs::tree::{ROOT, Tree, prefixes};
+use crate::fs::upload::schedule::Footprint;
 use crate::fs::upload::worker::Progress;
 use crate::store::{ListEntry, ListRequest};
 
@@ -15,25 +16,47 @@ impl FileSystem {
     /// Removes a name that is no directory's. A file that is open stays readable until it is closed.
     pub async fn unlink(self: &Arc<Self>, parent: u64, name: &OsStr) -> Result<(), FsError> {
         self.check_writable()?;
-        let (name, _) = Self::parse_name(name).map_err(|_| FsError::NoEntry)?;
+        let (name, _) = self.parse_name(name).map_err(|_| FsError::NoEntry)?;
         let inode = self.find_existing(parent, &name).await?;
         if self.tree.lock().is_directory(inode.ino) == Some(true) {
             return Err(FsError::IsDirectory);
         }
-        {
-            let mut tree = self.tree.lock();
-            let key = tree.key_of_name(parent, &name, inode.ino)?;
-            self.keep_parent(&tree, parent, &name)?;
-            self.unlink_inode(&mut tree, &inode, (parent, &name), &key)?;
+        let file = self.linked_inode(Arc::clone(&inode));
+        while let Some(busy) = self.remove_name(&inode, parent, &name)? {
+            self.turnstile.enter(busy).await;
         }
+        self.touch_inode(&file);
         self.touch_directory(parent);
         Ok(())
+    }
+
+    /// Takes a name away that is no directory's; a file that has others goes on under one of them. Returns what has to
+    /// be waited for first.
+    fn remove_name(
+        &self,
+        inode: &Arc<Inode>,
+        parent: u64,
+        name: &Arc<str>,
+    ) -> Result<Option<Footprint>, FsError> {
+        let mut tree = self.tree.lock();
+        let key = tree.key_of_name(parent, name, inode.ino)?;
+        let link = tree.links_to(inode.ino).next();
+        // The file has to know what an upload puts where it goes.
+        if let Some(link) = link.as_ref().filter(|link| link.state.lock().sending) {
+            return Ok(Some(Footprint::inode(link.ino)));
+        }
+        self.keep_parent(&tree, parent, name)?;
+        match link {
+            Some(link) => self.move_to_link(&mut tree, inode, &link)?,
+            None => self.unlink_inode(&mut tree, inode, (parent, name), &key)?,
+        }
+        Ok(None)
     }
 
     /// Removes an empty directory: its marker will follow, and nothing else.
     pub async fn rmdir(self: &Arc<Self>, parent: u64, name: &OsStr) -> Result<(), FsError> {
         self.check_writable()?;
-        let (name, _) = Self::parse_name(name).map_err(|_| FsError::NoEntry)?;
+        let (name, _) = self.parse_name(name).map_err(|_| FsError::NoEntry)?;
         let inode = self.find_existing(parent, &name).await?;
         if self.tree.lock().is_directory(inode.ino) != Some(true) {
             return Err(FsError::NotDirectory);

@@ -39,7 +39,7 @@ impl FileSystem {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         self.check_writable()?;
-        let (name, _) = Self::parse_name(name).map_err(|_| FsError::NoEntry)?;
+        let (name, _) = self.parse_name(name).map_err(|_| FsError::NoEntry)?;
         let source = End { parent, name };
         let target = End {
             parent: new_parent,
@@ -51,7 +51,8 @@ impl FileSystem {
         let replaced = self.find(target.parent, &target.name).await?;
         let moves_directory = self.is_directory(&inode)?;
         match (&replaced, mode) {
-            (Some(replaced), _) if replaced.ino == inode.ino => return Ok(()),
+            // Of two names of one file neither goes.
+            (Some(replaced), _) if self.is_same_file(replaced, &inode) => return Ok(()),
             (Some(_), RenameMode::NoReplace) => return Err(FsError::Exists),
             (None, RenameMode::Exchange) => return Err(FsError::NoEntry),
             (Some(other), RenameMode::Exchange) => {
@@ -76,6 +77,11 @@ impl FileSystem {
         tree.is_directory(inode.ino).ok_or(FsError::NoEntry)
     }
 
+    fn is_same_file(&self, one: &Arc<Inode>, other: &Arc<Inode>) -> bool {
+        let [one, other] = [one, other].map(|inode| self.linked_inode(Arc::clone(inode)).ino);
+        one == other
+    }
+
     async fn rename_file(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
@@ -88,24 +94,32 @@ impl FileSystem {
         {
             return Err(FsError::IsDirectory);
         }
+        let loses_name = replaced.map(|replaced| self.linked_inode(Arc::clone(replaced)));
         loop {
             let busy = {
                 let mut tree = self.tree.lock();
                 let (from, to) = spell(&tree, inode, source, target, replaced)?;
                 // An upload of what is replaced may succeed, and the file that takes the name has to know the version
                 // then.
-                let has_to_wait = replaced.is_some_and(|replaced| replaced.state.lock().sending);
-                if !has_to_wait {
+                let leaves = replaced.map(|replaced| {
+                    let link = tree.links_to(replaced.ino).next();
+                    link.unwrap_or_else(|| Arc::clone(replaced))
+                });
+                let sending = leaves.filter(|leaves| leaves.state.lock().sending);
+                let Some(sending) = sending else {
                     self.keep_parent(&tree, source.parent, &source.name)?;
                     let place = (target.parent, &target.name);
                     self.move_file(&mut tree, inode, place, replaced, (&from, &to))?;
                     break;
-                }
-                Footprint::key(from).and(Footprint::key(to))
+                };
+                Footprint::inode(sending.ino)
             };
             self.turnstile.enter(busy).await;
         }
         self.complete(inode.ino);
+        if let Some(file) = loses_name {
+            self.touch_inode(&file);
+        }
         Ok(())
     }
 

@@ -20,7 +20,7 @@ impl FileSystem {
     /// Writes a changed file to the new file `to` of this host, with what it still takes from its object. Returns
     /// the ranges that cannot be read any more: zeros stand in their place.
     pub async fn export(&self, key: &Key, to: &Path) -> Result<Vec<Range<u64>>, FsError> {
-        let inode = self.changed_file(key)?;
+        let inode = self.linked_inode(self.changed_file(key)?);
         let file = OpenOptions::new()
             .create_new(true)
             .write(true)
@@ -75,6 +75,12 @@ impl FileSystem {
     /// has it open is told. If nothing but the parts of an upload that came to nothing is left to be done there, they
     /// stay.
     pub async fn discard(&self, key: &Key) -> Result<(), FsError> {
+        let discarded = self.discard_at(key).await;
+        self.doubt_count();
+        discarded
+    }
+
+    async fn discard_at(&self, key: &Key) -> Result<(), FsError> {
         let removed = self.tree.lock().orphans_at(key);
         let mut removed = removed.into_iter().filter(|inode| {
             let state = inode.state.lock();
@@ -90,11 +96,25 @@ impl FileSystem {
             Err(FsError::NoEntry) if self.leave_parts_at(key) => return Ok(()),
             changed => changed?,
         };
+        // What was to be copied from it would be nowhere.
+        let links: Vec<Arc<Inode>> = self.tree.lock().links_to(inode.ino).collect();
+        for link in links {
+            let is_pending = link.state.lock().is_pending();
+            if is_pending {
+                self.discard_inode(&link).await?;
+            }
+        }
+        self.discard_inode(&inode).await
+    }
+
+    async fn discard_inode(&self, inode: &Inode) -> Result<(), FsError> {
         // An upload that is under way comes to its end first.
         let _turn = self.turnstile.enter(Footprint::inode(inode.ino)).await;
         let now = self.now();
         let mut tree = self.tree.lock();
         let (parent, name) = tree.place_of(inode.ino).ok_or(FsError::NoEntry)?;
+        tree.part_links(inode.ino);
+        self.settle_parted(&mut tree);
         {
             let mut state = inode.state.lock();
             if !state.is_pending() {

@@ -1,4 +1,4 @@
-//! Durability: flush, fsync, drain; and statfs.
+//! Durability: flush, fsync, drain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,10 @@ impl FileSystem {
         }
         handle.check_lineage(&handle.inode.state.lock())?;
         if self.settings.write.durability == Durability::Close {
-            return self.upload_in_time(&handle.inode).await;
+            for name in self.names_of(&handle.inode) {
+                self.upload_in_time(&name).await?;
+            }
+            return Ok(());
         }
         handle.take_failure().map_or(Ok(()), Err)
     }
@@ -48,8 +51,22 @@ impl FileSystem {
         synced
     }
 
-    /// The bucket has an inode, under the name that it has here.
+    /// The bucket has an inode, under each name that it has here.
     async fn sync_to_bucket(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<(), FsError> {
+        for name in self.names_of(inode) {
+            self.sync_name(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// A file and the hard links to it, which follow it.
+    fn names_of(&self, inode: &Arc<Inode>) -> Vec<Arc<Inode>> {
+        let mut names = vec![Arc::clone(inode)];
+        names.extend(self.tree.lock().links_to(inode.ino));
+        names
+    }
+
+    async fn sync_name(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<(), FsError> {
         let is_sent = !inode.state.lock().unsent.any();
         if !is_sent {
             return self.upload_in_time(inode).await;

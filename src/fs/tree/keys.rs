@@ -4,6 +4,7 @@
 //! names below it begin with its [`Origin`] until then. So every question to the store, every upload and every
 //! deletion below it goes to where things are, and only the directory itself knows that they are to go elsewhere.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::{ROOT, Tree};
 use crate::fs::error::FsError;
 use crate::fs::inode::Inode;
 use crate::fs::journal::record::ChangedDirectory;
-use crate::fs::name::Name;
+use crate::fs::name::{Name, NameError};
 use crate::store::Key;
 
 /// Where in the bucket a directory's objects are.
@@ -71,13 +72,28 @@ impl Tree {
             at = place.parent;
         };
         for name in names.iter().rev() {
-            key.push_str(&Name::parse(name.as_bytes()).ok()?.segment);
+            key.push_str(&self.parse(name).ok()?.segment);
             key.push('/');
         }
         if !names.is_empty() && !self.is_directory(ino)? {
             key.pop();
         }
         Some(Key::new(key))
+    }
+
+    /// What a name stands for.
+    pub(crate) fn parse(&self, name: &str) -> Result<Name, NameError> {
+        Name::parse(name.as_bytes(), &self.long_names)
+    }
+
+    /// A segment of a key was seen, which may be too long to be a name.
+    pub(crate) fn note_segment(&mut self, segment: &str) {
+        self.long_names.note(segment);
+    }
+
+    /// A name as a later process is to be told of it.
+    pub(crate) fn stored_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        self.long_names.stored(name)
     }
 
     /// The key of an inode that has to have this name still.
@@ -91,7 +107,7 @@ impl Tree {
     /// The key that a name of a directory spells.
     pub(crate) fn child_key(&self, parent: u64, name: &str, is_directory: bool) -> Option<Key> {
         let parent = self.key_of(parent)?;
-        let segment = Name::parse(name.as_bytes()).ok()?.segment;
+        let segment = self.parse(name).ok()?.segment;
         Some(if is_directory {
             parent.join_dir(&segment)
         } else {
@@ -221,6 +237,11 @@ impl Tree {
             self.migrations.remove(&before);
             self.show(&before, now);
         }
+    }
+
+    /// Whether the objects of any directory are being copied.
+    pub(crate) fn has_migrations(&self) -> bool {
+        !self.migrations.is_empty()
     }
 
     /// The directory whose objects are being copied from a place that has `key` in it.

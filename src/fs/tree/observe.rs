@@ -27,7 +27,7 @@ pub(crate) struct ObservedObject {
     pub(crate) size: u64,
     pub(crate) version: ObjectVersion,
     pub(crate) modified: SystemTime,
-    /// `None`: a listing does not say.
+    /// `None`: a listing does not say, and nobody knows.
     pub(crate) metadata: Option<Metadata>,
 }
 
@@ -63,9 +63,11 @@ impl Tree {
             let node = self.nodes.get(&ino)?;
             let inode = Arc::clone(&node.inode);
             let is_directory = node.directory.is_some();
+            let has_unsent_link = self.has_unsent_link(ino);
             let keep = {
                 let mut state = inode.state.lock();
                 changed_since
+                    || has_unsent_link
                     || state.unsent.any()
                     || learn(
                         &mut state,
@@ -162,7 +164,10 @@ impl Tree {
 
     /// Whether the inode or anything below it is known better here than in the bucket.
     fn subtree_is_local(&self, ino: u64) -> bool {
-        let is_local = |inode: &Arc<Inode>| inode.state.lock().unsent.any();
+        let is_local = |inode: &Arc<Inode>| {
+            let is_unsent = inode.state.lock().unsent.any();
+            is_unsent || self.has_unsent_link(inode.ino)
+        };
         self.inode(ino).iter().any(is_local) || self.below(ino).iter().any(is_local)
     }
 }

@@ -24,6 +24,8 @@ impl FileSystem {
         if self.settings.write.conflicts == Conflicts::Fail {
             return Ok(false);
         }
+        // The other host's object is of a size that nobody has counted.
+        self.doubt_count();
         let found = self.bucket.head(key).await?;
         if frozen.content.is_some() {
             self.make_whole(inode).await?;

@@ -150,6 +150,7 @@ impl FileSystem {
     ) -> Result<(), FsError> {
         {
             let mut tree = self.tree.lock();
+            self.disturb_count();
             tree.set_migration(inode.ino, Some(route.to.clone()), self.now());
             self.record_directory(&tree, inode.ino, &mut inode.state.lock())?;
         }

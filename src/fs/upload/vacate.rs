@@ -35,6 +35,8 @@ enum Before {
     InTheWay(Arc<Inode>),
     /// The directory that its object leaves, which has to outlive it.
     Left(Arc<Inode>),
+    /// What it is a hard link to.
+    Target(Arc<Inode>),
 }
 
 /// Where an inode's objects belong, and where they are.
@@ -42,6 +44,8 @@ enum Before {
 pub(super) struct Route {
     pub(super) to: Key,
     pub(super) from: Key,
+    /// The inode that is to be copied there, and where its object is.
+    copied: Option<(u64, Key)>,
 }
 
 impl FileSystem {
@@ -63,6 +67,8 @@ impl FileSystem {
     ) -> BoxFuture<'a, Result<(), FsError>> {
         async move {
             chain.push(inode.ino);
+            // It may be written to again and again: what the bucket has of it then is copied.
+            let mut has_sent_target = false;
             for _ in 0..VACATE_MAX {
                 let Some(route) = self.route_of(inode) else {
                     // What has no name has no key to go to.
@@ -71,10 +77,18 @@ impl FileSystem {
                 if self.is_sent(inode) {
                     return Ok(());
                 }
-                match self.before(inode, &route, &chain) {
-                    Some(Before::Above(above)) if chain.contains(&above.ino) => {
-                        // That one waits for what is to go below it, and cannot before.
+                match self.before(inode, &route, &chain, has_sent_target) {
+                    Some(Before::Above(other) | Before::Target(other))
+                        if chain.contains(&other.ino) =>
+                    {
+                        // That one waits for what is to go below it, or to leave, and cannot before.
                         return self.move_aside(inode).await;
+                    }
+                    Some(Before::Target(target)) => {
+                        self.upload_in_chain(&target, progress, chain.clone())
+                            .await?;
+                        has_sent_target = true;
+                        continue;
                     }
                     Some(Before::InTheWay(other)) if chain.contains(&other.ino) => {
                         self.move_aside(&other).await?;
@@ -90,7 +104,9 @@ impl FileSystem {
                 let is_directory = self.tree.lock().is_directory(inode.ino) == Some(true);
                 let _turn = self.turnstile.enter(route.footprint(inode.ino)).await;
                 if self.route_of(inode).as_ref() != Some(&route)
-                    || self.before(inode, &route, &chain).is_some()
+                    || self
+                        .before(inode, &route, &chain, has_sent_target)
+                        .is_some()
                 {
                     continue;
                 }
@@ -129,18 +145,41 @@ impl FileSystem {
                 Some(to) => to,
                 None => tree.destination(inode.ino)?,
             };
-            return Some(Route { to, from });
+            let copied = None;
+            return Some(Route { to, from, copied });
         }
         let to = tree.key_of(inode.ino)?;
-        let from = inode.state.lock().moved_from.clone();
+        let (from, follows_target) = {
+            let state = inode.state.lock();
+            (state.moved_from.clone(), state.unsent.content)
+        };
+        let target = tree.link_target(inode.ino).filter(|_| follows_target);
+        let copied = target.and_then(|target| {
+            let state = target.state.lock();
+            Some((target.ino, state.remote.as_ref()?.key.clone()))
+        });
         Some(Route {
             from: from.unwrap_or_else(|| to.clone()),
             to,
+            copied,
         })
     }
 
-    fn before(&self, inode: &Inode, route: &Route, chain: &[u64]) -> Option<Before> {
+    fn before(
+        &self,
+        inode: &Inode,
+        route: &Route,
+        chain: &[u64],
+        has_sent_target: bool,
+    ) -> Option<Before> {
         let tree = self.tree.lock();
+        if !has_sent_target
+            && inode.state.lock().unsent.content
+            && let Some(target) = tree.link_target(inode.ino)
+            && target.state.lock().unsent.any()
+        {
+            return Some(Before::Target(target));
+        }
         // A copy that was begun is finished, wherever the directory is to go then.
         if tree.migration(inode.ino).is_none()
             && let Some(above) = tree.displaced_ancestor(inode.ino)
@@ -167,6 +206,7 @@ impl FileSystem {
             let route = Route {
                 to: Key::new(format!("{RESERVED}/{ASIDE}/{}/", Uuid::now_v7())),
                 from,
+                copied: None,
             };
             let _turn = self.turnstile.enter(route.footprint(inode.ino)).await;
             let is_still_there = {
@@ -240,7 +280,13 @@ impl Route {
                 Footprint::key(key.clone()).and(Footprint::below(directory))
             }
         };
-        at(&self.from).and(at(&self.to)).and(Footprint::inode(ino))
+        let own = at(&self.from).and(at(&self.to)).and(Footprint::inode(ino));
+        match &self.copied {
+            Some((target, key)) => own
+                .and(Footprint::inode(*target))
+                .and(Footprint::key(key.clone())),
+            None => own,
+        }
     }
 }
 
@@ -261,7 +307,7 @@ pub(super) fn counterpart(key: &Key) -> Counterpart {
 impl Tree {
     /// What else than the inode still has its objects where the way ends: there, around it, where something of the
     /// same name and another kind would be, or, where the objects of a directory are to go, within.
-    fn in_the_way(&self, ino: u64, Route { to, from }: &Route) -> Option<Arc<Inode>> {
+    fn in_the_way(&self, ino: u64, Route { to, from, .. }: &Route) -> Option<Arc<Inode>> {
         let mut others = self.occupants_around(to);
         let mut add_within = |directory: &Key| {
             others.extend(self.occupants_below(directory));

@@ -14,7 +14,7 @@ use super::plan::{Part, UploadPlan};
 use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Attempt, Frozen, Inode, InodeState, Remote};
+use crate::fs::inode::{Attempt, Frozen, Inode, InodeState, LinkTarget, Remote};
 use crate::fs::journal::record::{Record, SentObject};
 use crate::fs::ops::io::KEPT_BASE_MAX;
 use crate::fs::staging::ContentSource;
@@ -153,10 +153,11 @@ impl FileSystem {
         if tree.key_of(inode.ino).as_ref() != Some(key) {
             return Ok(Begun::Renamed);
         }
+        let target = self.target_to_send(&tree, inode)?;
         let mut state = inode.state.lock();
         drop(tree);
         let write = state.next_write();
-        let Some(frozen) = state.freeze(inode.ino, key, &write) else {
+        let Some(frozen) = state.freeze(inode.ino, key, &write, target) else {
             // Its object has come back to where the name is, or was found there.
             self.settle(inode.ino, &mut state);
             return Ok(Begun::NothingToSend);
@@ -166,6 +167,19 @@ impl FileSystem {
             return Err(error.into());
         }
         Ok(Begun::Sending(Box::new(frozen), write))
+    }
+
+    /// What a hard link that is to be sent is to become. The bucket has its target: the caller has seen to that, and has
+    /// the turn at it.
+    fn target_to_send(&self, tree: &Tree, inode: &Inode) -> Result<Option<LinkTarget>, FsError> {
+        if !inode.state.lock().unsent.content {
+            return Ok(None);
+        }
+        let Some(target) = tree.link_target(inode.ino) else {
+            return Ok(None);
+        };
+        let target = LinkTarget::of(&target.state.lock());
+        target.ok_or(FsError::Stale).map(Some)
     }
 
     /// Writes down what is going to be sent where.
@@ -210,10 +224,11 @@ impl FileSystem {
             let mut state = inode.state.lock();
             state.sending = false;
             let is_in_place = place.as_ref() == Some(key);
-            let settled = is_in_place && state.is_as_in(frozen);
+            let is_clean = is_in_place && state.is_as_in(frozen);
+            let settled = is_clean && !self.stays_journaled(&state);
             let overwrites = state.overwrites.clone().filter(|_| !is_in_place);
             let ino = inode.ino;
-            if settled {
+            if is_clean {
                 self.keep_open_as(ino, &state, |kept| {
                     kept.metadata.clone_from(&frozen.metadata);
                     kept.remote = Some(object.clone());
@@ -240,18 +255,21 @@ impl FileSystem {
             }
             // Some of its bytes have changed meanwhile, or may: who has the file open has read them here. Another host
             // may replace the object before it could be read back, and then ours is to be whole all the same.
-            let is_needed = (!settled || state.opens > 0) && remote.size <= KEPT_BASE_MAX;
+            let is_needed = (!is_clean || state.opens > 0) && remote.size <= KEPT_BASE_MAX;
             if let Some(body) = body.filter(|_| is_needed) {
                 self.settings.cache.keep(remote.content, &body);
             }
-            state.uploaded(frozen, remote);
+            self.resized(ino, &mut state, |state| state.uploaded(frozen, remote));
             state.attempt = None;
             state.overwrites = overwrites;
             if settled {
                 self.forget_changed(ino, &mut state);
+            } else if is_clean {
+                self.settle(ino, &mut state);
             }
             self.keep_nameless(ino, &state);
         }
+        self.links_follow(&tree, inode.ino);
         Ok(self.arrived(&mut tree, inode, key, left))
     }
 
@@ -336,24 +354,35 @@ impl FileSystem {
     async fn send(&self, key: &Key, frozen: &Frozen, progress: &Progress) -> Result<Sent, FsError> {
         self.settle_orphans_at(key, Some(frozen)).await?;
         let metadata = frozen.marked.clone();
-        if let (None, Some(base)) = (&frozen.content, &frozen.base) {
-            if base.key != *key {
+        let source = frozen.target.as_ref().or(frozen.base.as_ref());
+        if let (None, Some(source)) = (&frozen.content, source) {
+            if source.key != *key {
                 self.look_before_copy(key, &frozen.precondition).await?;
             }
             let options = CopyOptions {
-                source_version: Some(base.version.clone()),
+                source_version: Some(source.version.clone()),
                 metadata: MetadataDirective::Replace(metadata),
             };
-            let version = self.copy(&base.key, key, &options, base.size).await?;
+            let version = match self.copy(&source.key, key, &options, source.size).await {
+                // Another host has replaced the target: the link's own name is nobody's but ours.
+                Err(error) if error.is_conflict() && frozen.target.is_some() => {
+                    return self.send_what_was_read(key, frozen, source).await;
+                }
+                copied => copied?,
+            };
             let copy = Remote {
                 key: key.clone(),
                 version,
                 modified: None,
-                ..base.clone()
+                ..source.clone()
             };
             return Ok((copy, None));
         }
         let size = frozen.attr.size;
+        if frozen.content.is_none() && size > 0 {
+            // Bytes that are nowhere are not sent as zeros.
+            return Err(FsError::Stale);
+        }
         let (dirty, base_len) = match (&frozen.content, &frozen.base) {
             (Some(content), Some(_)) => (content.dirty(), content.base_len()),
             _ => (Vec::new(), 0),
@@ -383,6 +412,27 @@ impl FileSystem {
             }
         };
         Ok((self.written(key.clone(), size, version), None))
+    }
+
+    /// Puts what the cache has of an object that is no more to a hard link's key. Without all of it the link stays as it
+    /// is, which `status` says.
+    async fn send_what_was_read(
+        &self,
+        key: &Key,
+        frozen: &Frozen,
+        source: &Remote,
+    ) -> Result<Sent, FsError> {
+        if source.size > self.settings.part_size {
+            return Err(FsError::Stale);
+        }
+        let _memory = self.settings.cache.reserve_upload(source.size).await;
+        let object = self.object_source(source);
+        let read = self.settings.cache.read(&object, 0..source.size).await;
+        let body = Bytes::from(read.map_err(|_| FsError::Stale)?.concat());
+        let (metadata, condition) = (frozen.marked.clone(), frozen.precondition.clone());
+        let put = self.bucket.put(key, body.clone(), metadata, condition);
+        let remote = self.written(key.clone(), source.size, put.await?);
+        Ok((remote, Some(body)))
     }
 
     /// No store checks what a copy overwrites: we look, then act.

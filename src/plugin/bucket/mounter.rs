@@ -102,6 +102,15 @@ pub struct MountStatus {
     pub cache_hits: u64,
     /// Blocks looked up.
     pub cache_lookups: u64,
+    /// Bytes that all files may have together; `None`: as many as the store takes.
+    #[serde(default)]
+    pub size: Option<u64>,
+    /// Bytes that they have; `None`: nobody wanted to know yet.
+    #[serde(default)]
+    pub used_bytes: Option<u64>,
+    /// How many files there are.
+    #[serde(default)]
+    pub used_files: Option<u64>,
     /// Bytes of the journal's file.
     #[serde(default)]
     pub journal_bytes: u64,

@@ -108,6 +108,7 @@ fn differences(a: &Options, b: &Options) -> Vec<&'static str> {
     note(a.ownership.file_mode != b.ownership.file_mode, "file_mode");
     note(a.ownership.dir_mode != b.ownership.dir_mode, "dir_mode");
     note(a.metadata_ttl != b.metadata_ttl, "metadata_ttl");
+    note(a.size != b.size, "size");
     note(a.fsync_timeout != b.fsync_timeout, "fsync_timeout");
     note(a.transfer != b.transfer, "part_size and concurrency");
     if differing.is_empty() {

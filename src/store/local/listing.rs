@@ -137,6 +137,7 @@ impl Walk<'_> {
                 size: if stat.is_dir() { 0 } else { stat.len() },
                 version: version_of(&stat),
                 modified: stat.modified().unwrap_or(std::time::SystemTime::UNIX_EPOCH),
+                metadata: None,
             });
         }
         self.enough(most)

@@ -4,9 +4,11 @@
 //! is also how Amazon answers such values. What others left as raw UTF-8 or Latin-1 is read as well as
 //! it can be: odd metadata never hides an object.
 
+use std::time::SystemTime;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::percent_decode_str;
 
 use crate::store::Metadata;
@@ -69,6 +71,16 @@ pub(super) fn read(headers: &HeaderMap) -> Metadata {
         }
     }
     metadata
+}
+
+/// When the store answered, if metadata that are replaced there give the object another time.
+pub(super) fn answered(headers: &HeaderMap) -> Option<SystemTime> {
+    // Google's store counts changes of metadata apart from versions, and has a request for them that is no copy.
+    if headers.contains_key("x-goog-metageneration") {
+        return None;
+    }
+    let date = headers.get(header::DATE)?.to_str().ok()?;
+    httpdate::parse_http_date(date).ok()
 }
 
 /// A value that HTTP, SigV4 and every proxy leave as it is.
@@ -190,6 +202,21 @@ mod tests {
         let mut headers = HeaderMap::new();
         write(&metadata, &mut headers).unwrap();
         assert_eq!(read(&headers).headers, BTreeMap::from([known]));
+    }
+
+    #[test]
+    fn an_answer_says_when_it_was_given_unless_metadata_may_change_without_it() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(answered(&headers), None);
+        let date = |text: &'static str| HeaderValue::from_static(text);
+        headers.insert(header::DATE, date("Thu, 01 Jan 2026 00:00:00 GMT"));
+        let new_year = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_767_225_600);
+        assert_eq!(answered(&headers), Some(new_year));
+        headers.insert("x-goog-metageneration", date("1"));
+        assert_eq!(answered(&headers), None);
+        headers.clear();
+        headers.insert(header::DATE, date("today"));
+        assert_eq!(answered(&headers), None);
     }
 
     proptest! {

@@ -115,6 +115,7 @@ fn object(contents: &Element, encoded: bool) -> Option<ListEntry> {
         modified: modified
             .and_then(|time| humantime::parse_rfc3339(time).ok())
             .unwrap_or(SystemTime::UNIX_EPOCH),
+        metadata: None,
     })
 }
 

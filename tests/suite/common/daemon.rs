@@ -152,6 +152,7 @@ fn spawn(namespace: &Namespace, trusted: &str) -> Inside {
         "serve".to_owned(),
         format!("--socket={SOCKET}"),
         format!("--state-dir={}", directory("state")),
+        format!("--cache-dir={}", directory("cache")),
         format!("--base-dir={}", directory("mounts")),
         format!("--credentials-dir={}", directory("credentials")),
         format!("--trust-endpoint={trusted}"),

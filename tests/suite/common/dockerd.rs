@@ -209,8 +209,13 @@ impl Dockerd {
                 .args(["0640"])
                 .arg(root.join("seed/file")),
         );
-        let archive = self.tar(&root);
-        let mut import = self.command(&["import", "-", IMAGE]);
+        self.import(IMAGE, &root);
+    }
+
+    /// Makes an image of what is below `root`.
+    pub(crate) fn import(&self, image: &str, root: &Path) {
+        let archive = self.tar(root);
+        let mut import = self.command(&["import", "-", image]);
         import.stdin(Stdio::from(fs::File::open(archive).expect("the archive")));
         succeed(&mut import);
     }

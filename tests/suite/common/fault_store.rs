@@ -42,6 +42,8 @@ pub(crate) struct Faults {
     outage: Mutex<Option<Outage>>,
     /// Every request is done so much later.
     delay: Mutex<Duration>,
+    /// Every listing takes so much longer, and what it tells is of the middle of that time.
+    list_delay: Mutex<Duration>,
     /// The bodies of so many GETs end in their middle.
     cut_bodies: AtomicU32,
     /// So many writes are answered before one is done whose answer is lost, and the store is away.
@@ -87,6 +89,11 @@ impl Faults {
         *self.delay.lock() = delay;
     }
 
+    /// Lets every listing take so much longer.
+    pub(crate) fn delay_lists(&self, delay: Duration) {
+        *self.list_delay.lock() = delay;
+    }
+
     /// Ends the bodies of the next `count` GETs in their middle.
     pub(crate) fn cut_bodies(&self, count: u32) {
         self.cut_bodies.store(count, Ordering::SeqCst);
@@ -115,6 +122,7 @@ impl Faults {
         self.deny_aborts(false);
         *self.outage.lock() = None;
         self.delay(Duration::ZERO);
+        self.delay_lists(Duration::ZERO);
         self.cut_bodies(0);
         self.lose_answers(0);
         *self.answers_before.lock() = None;
@@ -302,7 +310,14 @@ impl Store for FaultStore {
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         self.before_any().await?;
-        self.inner.list(request).await
+        let delay = *self.faults.list_delay.lock();
+        if delay.is_zero() {
+            return self.inner.list(request).await;
+        }
+        tokio::time::sleep(delay / 2).await;
+        let page = self.inner.list(request).await;
+        tokio::time::sleep(delay / 2).await;
+        page
     }
 
     async fn put(

@@ -1,5 +1,6 @@
 //! `bucketvol mount` as a user runs it: the program, a mount point, an S3 server, and the way back down.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -39,6 +40,8 @@ pub(crate) struct Mounted {
     remounts: u32,
     /// The program's state is on a disk of its own.
     has_own_disk: bool,
+    /// What one mount learns of objects the next one knows.
+    keeps_cache: bool,
     place: TempDir,
 }
 
@@ -51,6 +54,14 @@ impl Mounted {
     /// Mounts the account's bucket as root, with further options.
     pub(crate) fn with(account: &Account, options: &'static str) -> Self {
         Self::start(0, bucket(account, ""), options, None)
+    }
+
+    /// Mounts the account's bucket as root; from now on what one mount has learnt of objects the next one knows.
+    pub(crate) fn keeping_attributes(account: &Account) -> Self {
+        let mut mounted = Self::by_root(account, "");
+        mounted.keeps_cache = true;
+        mounted.remount();
+        mounted
     }
 
     /// Mounts a local directory that serves as the bucket, as root.
@@ -100,6 +111,7 @@ impl Mounted {
             user,
             remounts: 0,
             has_own_disk: disk.is_some(),
+            keeps_cache: false,
             place,
         };
         mounted.mount();
@@ -239,6 +251,21 @@ impl Mounted {
         command
     }
 
+    /// Requests that the mount has sent so far, by verb, once everything is in the bucket.
+    pub(crate) fn requests(&self) -> BTreeMap<String, u64> {
+        succeed(self.bucketvol(60).arg("sync").arg(self.path("")));
+        let status = succeed(self.bucketvol(60).args(["status", "--json"]));
+        let status: Vec<serde_json::Value> = serde_json::from_str(&status).expect("JSON");
+        // Other mounts of root's may be there.
+        let mut mounts = status.iter().map(|process| &process["mounts"][0]);
+        let ours = |mount: &&serde_json::Value| {
+            let point = mount["mountpoint"].as_str();
+            point.is_some_and(|point| self.path("").starts_with(point))
+        };
+        let mount = mounts.find(ours).expect("it is mounted");
+        serde_json::from_value(mount["requests"].clone()).expect("a number for each verb")
+    }
+
     /// What the program has said on stderr.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.place.path().join("log")).unwrap_or_default()
@@ -274,7 +301,15 @@ impl Mounted {
             .join(format!("home/state-{}", self.remounts));
         fs::create_dir_all(&state).expect("a directory");
         chown(&state, Some(self.user), Some(self.user)).expect("the user owns it");
-        let mut options = format!("{endpoint}state_dir={}", state.display());
+        let cache = match self.keeps_cache {
+            true => self.place.path().join("home/cache/kept"),
+            false => state.join("cache"),
+        };
+        let mut options = format!(
+            "{endpoint}state_dir={},cache_dir={}",
+            state.display(),
+            cache.display()
+        );
         if !self.options.is_empty() {
             options = format!("{options},{}", self.options);
         }

@@ -202,6 +202,7 @@ fn listed(entries: Vec<ListEntry>, encoded: bool) -> (Vec<Object>, Vec<CommonPre
                 size,
                 version,
                 modified,
+                ..
             } => contents.push(Object {
                 key: Some(spell(&key, encoded)),
                 size: i64::try_from(size).ok(),

@@ -124,6 +124,27 @@ struct Synced {
     bytes: Vec<u8>,
 }
 
+/// Settings that each process of a volume has.
+#[derive(Debug, Clone, Copy)]
+struct Lasting {
+    size: Option<u64>,
+    formats: Formats,
+}
+
+impl Lasting {
+    fn of(settings: &Settings) -> Self {
+        Self {
+            size: settings.size,
+            formats: settings.formats,
+        }
+    }
+
+    fn set(self, settings: &mut Settings) {
+        settings.size = self.size;
+        settings.formats = self.formats;
+    }
+}
+
 /// A volume, its bucket, and its clock, which stands still until it is turned.
 #[derive(Debug)]
 pub(crate) struct TestFs {
@@ -131,6 +152,8 @@ pub(crate) struct TestFs {
     pub(crate) bucket: Arc<Bucket>,
     pub(crate) clock: Arc<ManualClock>,
     write: WriteOptions,
+    /// Its quota, and what the next process writes its journal in: those of the first one.
+    lasting: Lasting,
     staging: TempDir,
     synced: Mutex<HashMap<u64, Synced>>,
     /// The time of a simulation, in place of `clock`.
@@ -216,7 +239,8 @@ impl TestFs {
         let synced = self.synced_in(left.path());
         self.close();
         let (bucket, time) = (Arc::clone(&self.bucket), self.time.clone());
-        let next = Self::open_in(bucket, self.write, left, time, Some(memory), |_| {}).await;
+        let lasting = |settings: &mut Settings| self.lasting.set(settings);
+        let next = Self::open_in(bucket, self.write, left, time, Some(memory), lasting).await;
         next.synced.lock().extend(synced);
         next
     }
@@ -362,7 +386,8 @@ impl TestFs {
     /// The next process's.
     async fn open_next(&self, staging: TempDir) -> Self {
         let (bucket, time) = (Arc::clone(&self.bucket), self.time.clone());
-        Self::open_in(bucket, self.write, staging, time, None, |_| {}).await
+        let lasting = |settings: &mut Settings| self.lasting.set(settings);
+        Self::open_in(bucket, self.write, staging, time, None, lasting).await
     }
 
     async fn open_in(
@@ -384,7 +409,8 @@ impl TestFs {
             },
             read_only: false,
             metadata_ttl: TTL,
-            xattr: true,
+            size: None,
+            xattr: Some(true),
             write,
             fsync_timeout: Duration::from_secs(20),
             part_size: PART as u64,
@@ -400,6 +426,7 @@ impl TestFs {
             settings.fsync_timeout = NOBODY_GIVES_UP;
         }
         tune(&mut settings);
+        let lasting = Lasting::of(&settings);
         let fs = match memory {
             Some(memory) => FileSystem::resume(Arc::clone(&bucket), settings, memory).await,
             None => FileSystem::open(Arc::clone(&bucket), settings).await,
@@ -410,6 +437,7 @@ impl TestFs {
             bucket,
             clock,
             write,
+            lasting,
             staging,
             synced: Mutex::default(),
             time,
@@ -630,6 +658,16 @@ impl TestFs {
         let entry = self.fs.symlink(parent, name, target, CALLER).await?;
         self.follow().await;
         Ok(entry.ino)
+    }
+
+    /// Returns the number of the inode that the new name stands for.
+    pub(crate) async fn link(&self, path: &str, to: &str) -> Result<u64, FsError> {
+        self.link_ino(self.ino(path).await?, to).await
+    }
+
+    pub(crate) async fn link_ino(&self, ino: u64, to: &str) -> Result<u64, FsError> {
+        let (parent, name) = self.parent(to).await?;
+        Ok(self.fs.link(ino, parent, name).await?.ino)
     }
 
     pub(crate) async fn unlink(&self, path: &str) -> Result<(), FsError> {

@@ -37,14 +37,20 @@ mod crashes;
 mod directories;
 // Modes, owners, times.
 mod attributes;
+// What is known of objects from one process to the next.
+mod attribute_cache;
 // Extended attributes.
 mod xattrs;
 // fallocate.
 mod allocations;
 // copy_file_range.
 mod copies;
+// The quota, and what df shows.
+mod quota;
 // unlink, rmdir, rename.
 mod moves;
+// link.
+mod links;
 // What two hosts on one bucket see of each other.
 mod hosts;
 // Random operations against a model, and what they once found.

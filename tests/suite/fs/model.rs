@@ -5,7 +5,7 @@
 //! the moment up to which its disk has the journal, each file is whole as it was at some moment since it was last
 //! synced, and nothing that an fsync has promised is missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -79,6 +79,7 @@ enum Op {
     Rmdir(usize),
     Rename(usize, usize),
     Exchange(usize, usize),
+    Link(usize, usize),
     /// All is brought into the bucket.
     Drain,
     /// Everything believed of the bucket is doubted from here on.
@@ -137,6 +138,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => path().prop_map(Op::Rmdir),
         4 => (path(), path()).prop_map(|(from, to)| Op::Rename(from, to)),
         2 => (path(), path()).prop_map(|(a, b)| Op::Exchange(a, b)),
+        4 => (path(), path()).prop_map(|(from, to)| Op::Link(from, to)),
         1 => Just(Op::Drain),
         1 => Just(Op::Crash),
         3 => Just(Op::Kill),
@@ -362,6 +364,7 @@ impl Model {
         let node = self.node(from)?;
         match (node, self.names.get(to)) {
             _ if from == to => return Ok(()),
+            (Node::File(one), Some(Node::File(other))) if one == *other => return Ok(()),
             (Node::Directory, Some(Node::File(_))) => return Err("not a directory"),
             (Node::File(_), Some(Node::Directory)) => return Err("is a directory"),
             (Node::Directory, Some(Node::Directory)) if !self.is_empty(to) => {
@@ -376,6 +379,38 @@ impl Model {
             (rest.is_empty() || rest.starts_with('/')).then(|| format!("{to}{rest}"))
         });
         Ok(())
+    }
+
+    pub(super) fn link(&mut self, from: &str, to: &str) -> Answer<()> {
+        let node = self.node(from)?;
+        if let Some((parent, _)) = to.rsplit_once('/') {
+            self.node(parent)?;
+        }
+        self.parent_is_directory(to)?;
+        match (node, self.names.get(to)) {
+            (_, Some(_)) => Err("exists"),
+            (Node::Directory, None) => Err("not permitted"),
+            (Node::File(_), None) => {
+                self.names.insert(to.to_owned(), node);
+                let xattrs = self.xattrs_of(from);
+                self.xattrs.insert(to.to_owned(), xattrs);
+                Ok(())
+            }
+        }
+    }
+
+    /// The volume was unmounted: each name is a file of its own from now on.
+    fn part_links(&mut self) {
+        let mut seen = HashSet::new();
+        for node in self.names.values_mut() {
+            if let Node::File(id) = node
+                && !seen.insert(*id)
+            {
+                let file = self.files[*id].clone();
+                self.files.push(file);
+                *id = self.files.len() - 1;
+            }
+        }
     }
 
     fn remove(&mut self, path: &str) {
@@ -398,22 +433,37 @@ impl Model {
     }
 
     fn set_xattr(&mut self, path: &str, name: &str, value: Vec<u8>, mode: XattrMode) -> Answer<()> {
-        self.node(path)?;
-        let xattrs = self.xattrs.entry(path.to_owned()).or_default();
-        match (mode, xattrs.contains_key(name)) {
+        self.change_xattrs(path, |xattrs| match (mode, xattrs.contains_key(name)) {
             (XattrMode::Create, true) => Err("exists"),
             (XattrMode::Replace, false) => Err("no attribute"),
             _ => {
                 xattrs.insert(name.to_owned(), value);
                 Ok(())
             }
-        }
+        })
+    }
+
+    /// Of all names that a file has.
+    fn change_xattrs(
+        &mut self,
+        path: &str,
+        change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>) -> Answer<()>,
+    ) -> Answer<()> {
+        let names = match self.node(path)? {
+            Node::Directory => vec![path.to_owned()],
+            Node::File(id) => self.names_of(id),
+        };
+        let mut xattrs = self.xattrs_of(path);
+        change(&mut xattrs)?;
+        let all = names.into_iter().map(|name| (name, xattrs.clone()));
+        self.xattrs.extend(all);
+        Ok(())
     }
 
     fn remove_xattr(&mut self, path: &str, name: &str) -> Answer<()> {
-        self.node(path)?;
-        let xattrs = self.xattrs.entry(path.to_owned()).or_default();
-        xattrs.remove(name).map(drop).ok_or("no attribute")
+        self.change_xattrs(path, |xattrs| {
+            xattrs.remove(name).map(drop).ok_or("no attribute")
+        })
     }
 
     /// The extended attributes of a name.
@@ -513,6 +563,7 @@ pub(super) fn word(error: &FsError) -> &'static str {
         FsError::NotEmpty => "not empty",
         FsError::Invalid(_) => "invalid",
         FsError::NoAttribute => "no attribute",
+        FsError::NotPermitted(_) => "not permitted",
         other => panic!("unexpected: {other}"),
     }
 }
@@ -771,6 +822,11 @@ impl Run {
                 let done = self.fs.rename_as(a, b, RenameMode::Exchange).await;
                 self.agree(done, |model| model.exchange(a, b));
             }
+            Op::Link(from, to) => {
+                let (from, to) = (PATHS[from], PATHS[to]);
+                let done = self.fs.link(from, to).await;
+                self.agree(done, |model| model.link(from, to));
+            }
             Op::Drain => {
                 let drained = self.fs.drain(GIVEN_UP).await;
                 assert!(drained.is_ok() || self.is_refused(&drained), "{drained:?}");
@@ -808,6 +864,7 @@ impl Run {
             Op::Remount => {
                 self.close_all().await;
                 self.fs = self.fs.remounted().await;
+                self.model.part_links();
                 self.model.all_is_durable();
                 self.names_are_durable();
             }
@@ -828,6 +885,7 @@ impl Run {
                 self.close_all().await;
                 // Whoever crashes before the disk knows of an upload's end cannot tell who has changed its object.
                 self.fs = self.fs.remounted().await;
+                self.model.part_links();
                 self.fs.put_object(path, &vec![byte; len]).await;
                 self.fs.let_ttl_pass();
                 self.model.files.push(File::new(vec![byte; len]));

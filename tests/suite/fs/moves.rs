@@ -1,9 +1,11 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use bucketvol::config::options::WriteOptions;
 use bucketvol::fs::{FsError, RenameMode};
 use bucketvol::store::Bucket;
 
+use crate::common::fault_store::faulty_bucket;
 use crate::common::test_fs::{PART, ROOT, TestFs, pattern};
 
 on_each_store! {
@@ -368,4 +370,25 @@ async fn a_name_that_is_removed_and_made_anew_costs_the_upload_alone() {
     fs.unlink("journal").await.unwrap();
     fs.drained().await;
     assert_eq!(fs.keys().await, [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn a_file_takes_the_name_of_one_whose_upload_goes_to_another_name() {
+    let (bucket, faults) = faulty_bucket();
+    let fs = TestFs::with(bucket, WriteOptions::default()).await;
+    fs.put_object("a", b"of a").await;
+    fs.write("x", b"of x").await.unwrap();
+    fs.entries("").await.unwrap();
+    faults.delay(Duration::from_millis(200));
+    let draining = Arc::clone(&fs);
+    let drained = tokio::spawn(async move { draining.drain(Duration::from_secs(20)).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The upload has begun, as "x".
+    fs.rename("x", "b").await.unwrap();
+    fs.rename("a", "b").await.unwrap();
+    faults.end();
+    drained.await.unwrap().unwrap();
+    fs.drained().await;
+    assert_eq!(fs.keys().await, ["b"]);
+    assert_eq!(fs.read("b").await.unwrap(), b"of a");
 }

@@ -49,7 +49,7 @@ async fn one_odd_key_never_hides_its_neighbours() {
         fs.put_object(key, b"x").await;
     }
     fs.put_object("./dot", b"x").await;
-    fs.put_object(&"n".repeat(300), b"x").await;
+    fs.put_object("../dots", b"x").await;
     let names = fs.ls("").await;
     assert_eq!(
         names,
@@ -76,6 +76,58 @@ async fn one_odd_key_never_hides_its_neighbours() {
     assert_eq!(fs.status().unshowable_names, 1);
     assert_eq!(fs.read("a/%2F/b").await.unwrap(), b"x");
     assert_eq!(fs.read("%2F/lead").await.unwrap(), b"x");
+}
+
+/// A segment that no name has room for is shown as its beginning and a hash of all of it.
+#[tokio::test]
+async fn a_key_whose_segments_are_longer_than_names_is_a_file_like_any() {
+    let fs = TestFs::memory().await;
+    let [one, other] = ["1", "2"].map(|end| "n".repeat(300) + end);
+    let directory = "\u{e9}".repeat(140);
+    fs.put_object(&one, b"one").await;
+    fs.put_object(&other, b"other").await;
+    fs.put_object(&format!("{directory}/file"), b"below").await;
+    let names = fs.ls("").await;
+    let [shown, _, below] = &names[..] else {
+        panic!("{names:?}");
+    };
+    let contents = [
+        fs.read(&names[0]).await.unwrap(),
+        fs.read(&names[1]).await.unwrap(),
+    ];
+    assert!(contents.contains(&b"one".to_vec()) && contents.contains(&b"other".to_vec()));
+    let below = below.trim_end_matches('/');
+    assert_eq!(fs.status().unshowable_names, 0);
+
+    // Whoever has the name can use it before anybody has listed the directory.
+    let fs = fs.remounted().await;
+    let file = format!("{below}/file");
+    assert_eq!(fs.read(&file).await.unwrap(), b"below");
+    assert!(matches!(fs.ino("n%~0123").await, Err(FsError::NoEntry)));
+    let unknown = fs.write("n%~0123", b"new").await;
+    assert!(matches!(unknown, Err(FsError::Name(_))));
+
+    // It is written, moved and removed as others are, in the next process too.
+    fs.write(&file, b"changed").await.unwrap();
+    fs.write(shown, b"changed too").await.unwrap();
+    fs.mkdir("d").await.unwrap();
+    let moved = format!("d/{shown}");
+    fs.rename(shown, &moved).await.unwrap();
+    let open = fs.open(&moved).await.unwrap();
+    open.write_at(0, b"CHANGED").unwrap();
+    let fs = fs.after_kill().await;
+    assert_eq!(fs.read(&moved).await.unwrap(), b"CHANGED too");
+    let fs = fs.after_crash().await;
+    assert_eq!(fs.read(&moved).await.unwrap(), b"CHANGED too");
+    assert_eq!(fs.read(&file).await.unwrap(), b"changed");
+    fs.unlink(&names[1]).await.unwrap();
+    fs.drained().await;
+    let keys = fs.keys().await;
+    assert_eq!(keys.len(), 3, "{keys:?}");
+    assert!(keys.contains(&format!("{directory}/file")), "{keys:?}");
+    let long = keys.iter().find(|key| key.starts_with("d/n")).unwrap();
+    assert!([one, other].contains(&long[2..].to_owned()), "{long}");
+    assert_eq!(fs.ls("d").await, std::slice::from_ref(shown));
 }
 
 #[tokio::test]
@@ -227,5 +279,8 @@ on_each_store! {
         assert_eq!(entries[0].attr.kind, FileKind::Symlink);
         let target = fs.readlink(entries[0].ino).await.unwrap();
         assert_eq!(&target[..], b"../some where");
+        for size in [entries[0].attr.size, fs.attr("link").await.unwrap().size] {
+            assert_eq!(size, target.len() as u64);
+        }
     }
 }

@@ -99,7 +99,7 @@ impl Program {
         for _ in 0..STEPS {
             let pause = self.random.below(3000);
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            match self.random.below(16) {
+            match self.random.below(18) {
                 0..=2 => self.save().await,
                 3 | 4 => self.change().await,
                 5 => self.unlink().await,
@@ -108,6 +108,7 @@ impl Program {
                 9 => self.mkdir().await,
                 10 => self.rmdir().await,
                 11 => self.fsyncdir().await,
+                12 | 13 => self.link().await,
                 _ => self.share().await,
             }
         }
@@ -248,6 +249,13 @@ impl Program {
         self.does(|model| model.exchange(a, b), done).await;
     }
 
+    async fn link(&mut self) {
+        let (from, to) = (self.own(), self.own());
+        let (at, new) = (self.at(from), self.at(to));
+        self.does(|model| model.link(from, to), self.fs.link(&at, &new))
+            .await;
+    }
+
     async fn mkdir(&mut self) {
         let path = self.own();
         let at = self.at(path);
@@ -282,12 +290,13 @@ impl Program {
         let (a, b) = (self.of(&SHARED), self.of(&SHARED));
         let (from, to) = (self.of(&SHARED_DIRECTORIES), self.of(&SHARED_DIRECTORIES));
         let fs = &self.fs;
-        let done = match self.random.below(8) {
+        let done = match self.random.below(9) {
             0..=2 => fs.write(a, vec![byte; SHARED_LEN]).await,
             3 => fs.unlink(a).await,
             4 => fs.rename(a, b).await,
             5 => fs.rename_as(a, b, RenameMode::Exchange).await,
             6 => fs.rename(from, to).await,
+            7 => fs.link(a, b).await.map(drop),
             _ => fs.mkdir(from).await.map(drop),
         };
         if let Err(error) = done {

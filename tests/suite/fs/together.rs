@@ -45,12 +45,13 @@ pub(super) fn may_happen(error: &FsError) -> bool {
             | FsError::IsDirectory
             | FsError::NotDirectory
             | FsError::NotEmpty
+            | FsError::NotPermitted(_)
             | FsError::Invalid("a directory cannot be moved into itself")
     )
 }
 
 async fn step(fs: &TestFs, random: &mut Random) -> Result<(), FsError> {
-    match random.below(13) {
+    match random.below(14) {
         0..=3 => {
             let len = usize::try_from(random.below(200_000)).unwrap();
             fs.write(random.path(), pattern(len)).await
@@ -80,6 +81,7 @@ async fn step(fs: &TestFs, random: &mut Random) -> Result<(), FsError> {
             fs.rename_as(from, to, exchange).await
         }
         10 => fs.rmdir(random.of(&DIRECTORIES)).await,
+        11 => fs.link(random.path(), random.path()).await.map(drop),
         _ => {
             let (from, to) = (random.of(&DIRECTORIES), random.of(&DIRECTORIES));
             match fs.rename(from, to).await {

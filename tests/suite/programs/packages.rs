@@ -56,3 +56,50 @@ fn pip_installs_and_upgrades_a_package_that_python_imports_after_a_remount() {
         assert_eq!(mounted.sh(&run), expected);
     }
 }
+
+#[test]
+fn dpkg_installs_upgrades_and_removes_a_package() {
+    if !has(&["dpkg", "dpkg-deb"]) {
+        return;
+    }
+    let s3 = LocalS3::start();
+    let mut mounted = Mounted::by_root(s3.account(), "");
+    mounted.sh(r#"mkdir -p "$LOCAL/package/DEBIAN" "$LOCAL/package/etc" "$LOCAL/package/opt/tiny"
+        cd "$LOCAL/package"; echo /etc/tiny.conf >DEBIAN/conffiles
+        echo setting >etc/tiny.conf; ln -s data opt/tiny/link
+        for version in 1 2; do
+            printf 'Package: tiny\nArchitecture: all\nMaintainer: Test <test@example.com>\n' >DEBIAN/control
+            printf 'Description: a test\nVersion: %s\n' $version >>DEBIAN/control
+            echo "data $version" >opt/tiny/data; echo only >opt/tiny/only-$version
+            dpkg-deb --root-owner-group --build . "$LOCAL/$version.deb"
+            rm opt/tiny/only-$version
+        done"#);
+    mounted.sh(
+        "mkdir -p root/var/lib/dpkg/info root/var/lib/dpkg/updates root/var/lib/dpkg/triggers
+        : >root/var/lib/dpkg/status",
+    );
+    let dpkg = "PATH=\"$PATH:/usr/sbin:/sbin\" dpkg --root=\"$PWD/root\" --log=\"$LOCAL/log\"";
+    let list = "cd root; find opt etc -type f -o -type l | sort; cat opt/tiny/link";
+    for (version, conffile) in [(1, "setting"), (2, "changed")] {
+        mounted.sh(&format!(
+            "{dpkg} --force-confold --install \"$LOCAL/{version}.deb\""
+        ));
+        let files = "etc/tiny.conf\nopt/tiny/data\nopt/tiny/link\nopt/tiny/only";
+        let expected = format!("{files}-{version}\ndata {version}");
+        assert_eq!(mounted.sh(list), expected);
+        mounted.remount();
+        assert_eq!(mounted.sh(list), expected);
+        assert_eq!(mounted.sh("cat root/etc/tiny.conf"), conffile);
+        mounted.sh("echo changed >root/etc/tiny.conf");
+        mounted.sh(&format!("{dpkg} --audit"));
+    }
+    mounted.sh(&format!(
+        "{dpkg} --remove tiny; cat root/etc/tiny.conf; {dpkg} --purge tiny"
+    ));
+    mounted.remount();
+    assert_eq!(mounted.sh("ls root"), "var");
+    assert_eq!(
+        mounted.sh(&format!("{dpkg} --list | grep -c tiny || :")),
+        "0"
+    );
+}
