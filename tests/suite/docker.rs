@@ -3,6 +3,7 @@
 //! Each test has an engine, a daemon and a server of its own. Objects are read back by curl, past us.
 
 mod engine_restarts;
+mod entrypoints;
 mod restarts;
 
 use std::process::Stdio;
