@@ -133,7 +133,7 @@ pub enum ListEntry {
         version: ObjectVersion,
         /// When the store took it.
         modified: SystemTime,
-        /// What travels beside the bytes, if that is known without asking: S3's listings do not say it.
+        /// What travels beside the bytes, if that is known without asking: a directory's listing says it, S3's does not.
         metadata: Option<Metadata>,
     },
     /// Keys that share everything up to and including a slash.

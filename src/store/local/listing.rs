@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{SFlag, fstatat};
 
+use super::attributes;
 use super::tree::{OUR_OWN, OURS, Tree, names_in, open_under, version_of};
 use crate::store::{Key, ListEntry, ListPage, ListRequest, StoreError};
 
@@ -137,7 +138,8 @@ impl Walk<'_> {
                 size: if stat.is_dir() { 0 } else { stat.len() },
                 version: version_of(&stat),
                 modified: stat.modified().unwrap_or(std::time::SystemTime::UNIX_EPOCH),
-                metadata: None,
+                // The file is open: to be asked for it later would open it once more.
+                metadata: attributes::read(file).ok(),
             });
         }
         self.enough(most)

@@ -160,6 +160,31 @@ impl Process {
 
 const LATER: Duration = Duration::from_secs(10);
 
+/// A directory's listing says them.
+#[tokio::test]
+async fn attributes_that_a_listing_says_are_not_asked_for() {
+    let (bucket, _directory) = directory_bucket();
+    let fs = TestFs::on(Arc::new(bucket)).await;
+    for mode in [0o600, 0o640, 0o755] {
+        let name = format!("{mode:o}");
+        fs.write(&name, b"x").await.unwrap();
+        let mode = SetAttr {
+            mode: Some(mode),
+            ..SetAttr::default()
+        };
+        fs.setattr(&name, mode).await.unwrap();
+    }
+    fs.drained().await;
+    let other = fs.other_host().await;
+    let heads = || other.bucket.requests().0.get("head").copied();
+    let before = heads();
+    let entries = other.entries("").await.unwrap();
+    for entry in &entries {
+        assert_eq!(format!("{:o}", entry.attr.mode), *entry.name);
+    }
+    assert_eq!((entries.len(), heads()), (3, before));
+}
+
 #[tokio::test]
 async fn the_next_process_lists_a_directory_with_its_attributes_and_sends_no_head() {
     const FILES: usize = 2500;
