@@ -32,6 +32,7 @@ async fn main() -> Result<(), FsError> {
         xattr: Some(false),
         write: WriteOptions::default(),
         staging: StagingBudget::new(1 << 30, MinFree::Percent(10)),
+        staging_slack: 16 << 20,
         fsync_timeout: Duration::from_secs(60),
         part_size: 8 * 1024 * 1024,
         concurrency: 64,

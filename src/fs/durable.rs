@@ -29,6 +29,7 @@ mod moves;
 mod reopen;
 mod restore;
 mod rewrite;
+mod room;
 
 pub(crate) use directory::{Copied, Migrated};
 

@@ -79,7 +79,8 @@ impl ExtentMap {
         self.extents.values().map(|e| e.len).sum()
     }
 
-    /// Bytes of the staging file that are of use, or were.
+    /// Bytes of the staging file that are of use, or were. It only grows: what was given back to the disk, perhaps
+    /// at this moment, is never a place again.
     pub(crate) fn end(&self) -> u64 {
         self.end
     }
@@ -196,9 +197,23 @@ impl ExtentMap {
                 },
             );
         }
-        if self.extents.is_empty() {
-            self.end = 0;
+    }
+
+    /// The ranges of the staging file that no chunk of the map is in, in order. A chunk is of use as a whole, whatever
+    /// was written over: its checksum is that of all of it.
+    pub(crate) fn dead(&self) -> Vec<Range<u64>> {
+        let chunks = self.extents.values().map(|extent| extent.chunk);
+        let mut live: Vec<_> = chunks.map(|c| (c.place, c.place + c.len)).collect();
+        live.sort_unstable();
+        let mut dead = Vec::new();
+        let mut at = 0;
+        for (start, end) in live.into_iter().chain([(self.end, self.end)]) {
+            if at < start {
+                dead.push(at..start);
+            }
+            at = at.max(end);
         }
+        dead
     }
 
     /// Splits `range` by where its bytes come from, in order and without gaps.

@@ -41,6 +41,10 @@ use crate::store::{Attributes, Bucket, FileKind, Key};
 /// How long a name or attribute is believed when the user asserts that nobody else writes.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// Dead bytes of one file's staging that are left until there are more: to give them back takes system calls, and some
+/// milliseconds each on a disk that is told of it.
+const STAGING_SLACK: u64 = 16 << 20;
+
 /// The journal of a volume whose own cannot be read, below that one's directory.
 const JOURNAL_OF_A_READER: &str = "reader";
 
@@ -72,6 +76,8 @@ pub struct Settings {
     pub staging_dir: PathBuf,
     /// How much of the host's disk may hold what waits to be uploaded.
     pub staging: Arc<StagingBudget>,
+    /// Bytes of a file's staging that nobody needs any more before they are given back to the disk.
+    pub staging_slack: u64,
     /// The daemon's block cache.
     pub cache: Arc<BlockCache>,
     /// Time.
@@ -101,6 +107,7 @@ impl Settings {
             concurrency: options.transfer.concurrency,
             staging_dir,
             staging,
+            staging_slack: STAGING_SLACK,
             cache,
             clock,
             formats: Formats::default(),

@@ -1,7 +1,6 @@
 //! Hard links in the journal: as long as there are any, it has their targets and them, changed or not.
 
 use std::io;
-use std::sync::Arc;
 
 use super::{FileSystem, Inode, Record, Tree, Unsent};
 use crate::fs::error::FsError;

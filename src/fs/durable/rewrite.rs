@@ -12,9 +12,9 @@ use crate::fs::journal::record::Record;
 impl FileSystem {
     /// Writes the journal anew if most of it is about what is long settled.
     pub(crate) async fn trim_journal(self: &Arc<Self>) {
-        if !self.journal.is_overgrown() {
+        let Some(_turn) = self.journal.begin_trim() else {
             return;
-        }
+        };
         if let Err(error) = self.rewrite_journal().await {
             tracing::warn!(bucket = %self.bucket.location(), %error, "the journal stays long");
         }

@@ -43,6 +43,9 @@ const REQUESTS_PER_RECORD: usize = 1024;
 /// How many times as long.
 const REWRITE_GROWTH: u64 = 4;
 
+/// Why a log stays that was to be written anew.
+const NO_SUCCESSOR: &str = "the new log could not take a record";
+
 /// The journal of one volume.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -50,6 +53,8 @@ pub(crate) struct Journal {
     inner: Ordered<Inner, JOURNAL>,
     /// One fdatasync at a time: who waits for it finds that it has done its own work too.
     syncing: tokio::sync::Mutex<()>,
+    /// One at a time trims it.
+    trimming: tokio::sync::Mutex<()>,
     /// Keeps every other process out.
     _lock: File,
 }
@@ -72,6 +77,9 @@ struct Inner {
     /// Records appended, and how many of them are on the disk.
     appended: u64,
     synced: u64,
+    /// After a crash of the host the directory may still have the log before: nothing counts as synced until it is
+    /// synced itself.
+    is_moving: bool,
 }
 
 /// What an earlier process left behind.
@@ -125,7 +133,8 @@ impl Journal {
             let mut log = LogFile::create(&successor(directory), formats.written())?;
             log.file().sync_all().map_err(&io)?;
             log.synced(log.end());
-            rename_successor(directory).map_err(&io)?;
+            std::fs::rename(successor(directory), &path).map_err(&io)?;
+            sync_directory(directory).map_err(&io)?;
             log
         };
         // Who left a later format was trusted with it: to go back would lose what only that can say.
@@ -145,6 +154,7 @@ impl Journal {
             inner: Ordered::new(inner),
             directory: directory.to_path_buf(),
             syncing: tokio::sync::Mutex::default(),
+            trimming: tokio::sync::Mutex::default(),
             _lock: lock,
         };
         Ok((journal, left))
@@ -271,19 +281,29 @@ impl Journal {
     pub(crate) async fn sync(&self) -> io::Result<()> {
         let target = self.inner.lock().appended;
         let _turn = self.syncing.lock().await;
-        let (file, end, appended) = {
+        self.sync_in_turn(target).await
+    }
+
+    /// Likewise of the first `target` records, by who has the turn.
+    async fn sync_in_turn(&self, target: u64) -> io::Result<()> {
+        let (file, end, appended, is_moving) = {
             let inner = self.inner.lock();
-            if inner.synced >= target {
+            if inner.synced >= target && !inner.is_moving {
                 return Ok(());
             }
-            (inner.log.file(), inner.log.end(), inner.appended)
+            let file = inner.log.file();
+            (file, inner.log.end(), inner.appended, inner.is_moving)
         };
-        tokio::task::spawn_blocking(move || file.sync_data())
-            .await
-            .map_err(io::Error::other)??;
+        let directory = is_moving.then(|| self.directory.clone());
+        blocking(move || {
+            file.sync_data()?;
+            directory.as_deref().map_or(Ok(()), sync_directory)
+        })
+        .await?;
         let mut inner = self.inner.lock();
         inner.synced = appended;
         inner.log.synced(end);
+        inner.is_moving = false;
         Ok(())
     }
 
@@ -293,10 +313,12 @@ impl Journal {
         (inner.log.end(), inner.log.synced_end())
     }
 
-    /// Whether most of the log is about what is long settled.
-    pub(crate) fn is_overgrown(&self) -> bool {
+    /// If most of the log is about what is long settled, and nobody is about to write it anew: the turn to do so.
+    pub(crate) fn begin_trim(&self) -> Option<impl Drop + '_> {
+        let turn = self.trimming.try_lock().ok()?;
         let inner = self.inner.lock();
-        inner.log.end() > REWRITE_BYTES.max(inner.first_len * REWRITE_GROWTH)
+        let is_overgrown = inner.log.end() > REWRITE_BYTES.max(inner.first_len * REWRITE_GROWTH);
+        is_overgrown.then_some(turn)
     }
 
     /// Nothing is in it and nothing will be: the directory goes, if nothing else is in it.
@@ -355,23 +377,30 @@ impl Journal {
             inner.placed.clear();
             inner.successor = Some(new);
         }
-        let written = tokio::task::spawn_blocking(snapshot)
-            .await
-            .map_err(io::Error::other)
-            .flatten();
-        // The last of it is synced and put in place with the lock held: nothing may be said in between.
-        let mut inner = self.inner.lock();
-        let Some(mut log) = inner.successor.take() else {
-            return Ok(());
+        blocking(snapshot).await.map_err(&io)?;
+        // Nobody who appends waits for the disk: all but the last of it is synced by now when it takes its place, and
+        // of that nobody was told that it is.
+        let written = {
+            let inner = self.inner.lock();
+            inner.successor.as_ref().map(|log| (log.file(), log.end()))
         };
-        written.map_err(&io)?;
-        log.file().sync_all().map_err(&io)?;
-        log.synced(log.end());
-        rename_successor(&self.directory).map_err(&io)?;
-        inner.first_len = log.end();
-        inner.log = log;
-        inner.synced = inner.appended;
-        Ok(())
+        let Some((file, synced_end)) = written else {
+            return Err(io(io::Error::other(NO_SUCCESSOR)));
+        };
+        blocking(move || file.sync_all()).await.map_err(&io)?;
+        let appended = {
+            let mut inner = self.inner.lock();
+            let Some(mut log) = inner.successor.take() else {
+                return Err(io(io::Error::other(NO_SUCCESSOR)));
+            };
+            log.synced(synced_end);
+            std::fs::rename(successor(&self.directory), current(&self.directory)).map_err(&io)?;
+            inner.first_len = log.end();
+            inner.log = log;
+            inner.is_moving = true;
+            inner.appended
+        };
+        self.sync_in_turn(appended).await.map_err(&io)
     }
 }
 
@@ -387,6 +416,7 @@ impl Inner {
             requests: RecentRequests::default(),
             appended: 0,
             synced: 0,
+            is_moving: false,
         }
     }
 
@@ -402,7 +432,7 @@ impl Inner {
         if let Some(successor) = &mut self.successor
             && let Err(error) = successor.append(recorded)
         {
-            tracing::warn!(%error, "the journal stays as long as it is");
+            tracing::debug!(%error, "the new log is given up");
             self.successor = None;
         }
     }
@@ -416,9 +446,16 @@ fn successor(directory: &Path) -> PathBuf {
     directory.join("journal.new")
 }
 
-fn rename_successor(directory: &Path) -> io::Result<()> {
-    std::fs::rename(successor(directory), current(directory))?;
+fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// What waits for the disk, on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other).flatten()
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ impl FileSystem {
     }
 
     /// What was written survives a crash of the host.
-    async fn sync_to_disk(&self, inode: &Inode) -> Result<(), FsError> {
+    async fn sync_to_disk(self: &Arc<Self>, inode: &Inode) -> Result<(), FsError> {
         let file = {
             let mut state = inode.state.lock();
             state.staged.as_mut().map(|staged| staged.keep())
@@ -94,7 +94,9 @@ impl FileSystem {
                 .await
                 .map_err(std::io::Error::other)??;
         }
-        Ok(self.journal.sync().await?)
+        self.journal.sync().await?;
+        self.give_back_dead(inode).await;
+        Ok(())
     }
 
     /// The bucket has the directory as it is here: the files that names were given to, with what was written to
@@ -220,7 +222,15 @@ impl FileSystem {
         inode: Arc<Inode>,
         progress: Arc<Progress>,
     ) -> Result<(), FsError> {
-        let task = tokio::spawn(async move { self.upload(&inode, &progress).await });
+        let task = tokio::spawn(async move {
+            let result = self.upload(&inode, &progress).await;
+            // Whoever waits for the bucket does not wait for this.
+            tokio::spawn(async move {
+                self.give_back_dead(&inode).await;
+                self.trim_journal().await;
+            });
+            result
+        });
         task.await.unwrap_or(Err(FsError::Stale))
     }
 }

@@ -78,6 +78,7 @@ impl FileSystem {
         let result = match inode {
             Some(inode) => {
                 let result = self.bring(&inode).await;
+                self.give_back_dead(&inode).await;
                 result.inspect_err(|error| self.note_upload_error(&inode, error))
             }
             // It is no inode any more, or never was one.

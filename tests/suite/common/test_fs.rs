@@ -417,6 +417,8 @@ impl TestFs {
             concurrency: 16,
             staging_dir: staging.path().join("staging"),
             staging: StagingBudget::new(STAGING_LIMIT, MinFree::Bytes(0)),
+            // Nothing that can be given back stays: what is still needed would be missed soon.
+            staging_slack: 0,
             cache: BlockCache::new(64 * 1024 * 1024),
             clock: shared,
             formats: Formats::default(),
@@ -473,11 +475,11 @@ impl TestFs {
         self.status().journal_bytes
     }
 
-    /// Bytes of its staging files.
+    /// Bytes that its staging files take of the disk.
     pub(crate) fn staged_bytes(&self) -> u64 {
         let files = std::fs::read_dir(self.staged_files()).unwrap();
         files
-            .map(|file| file.unwrap().metadata().unwrap().len())
+            .map(|file| file.unwrap().metadata().unwrap().blocks() * 512)
             .sum()
     }
 

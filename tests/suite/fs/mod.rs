@@ -71,3 +71,4 @@ mod restarts;
 mod dweller;
 // Two hosts that change the same files at random.
 mod rivals;
+mod room;
