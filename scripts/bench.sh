@@ -9,6 +9,8 @@
 #   ONLY="small replace"  these workloads only: large small replace rename patch sequential streams random random4k
 #                         readsmall first listing untar clone sqlite append idle restart; the report goes to stdout
 #                         then
+#   PROGRAMS="bucketvol"  these programs only
+#   BUCKETVOL=FILE        another build of it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -57,7 +59,7 @@ if [ "$server" = garage ]; then garage="$(scripts/garage.sh)"; fi
 step "a release build"
 target="$(target_directory)"
 cargo build --release --bin bucketvol --example far_away --example s3_server
-bucketvol="$target/release/bucketvol"
+bucketvol="${BUCKETVOL:-$target/release/bucketvol}"
 
 work="$(mktemp -d "${TMPDIR:-/var/tmp}/bucketvol-bench-XXXXXX")"
 mnt="$work/mnt"
@@ -258,7 +260,7 @@ for round in $(seq "$rounds"); do
     for workload in "${compared[@]}"; do
         wanted "$workload" || continue
         step "$workload, round $round of $rounds"
-        for program in bucketvol rclone s3fs; do
+        for program in ${PROGRAMS:-bucketvol rclone s3fs}; do
             if gave_up "$workload" "$program"; then continue; fi
             case "$program" in
             rclone) [ -x "$rclone" ] || continue ;;

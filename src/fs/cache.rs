@@ -1,7 +1,8 @@
 //! Blocks of objects in memory.
 //!
 //! A block is fetched once however many ask for it, several neighbours in one range GET, and each is there
-//! for its readers as soon as its own bytes are. A fetch that was begun goes on when its reader is gone.
+//! for its readers as soon as its own bytes are. A fetch that was begun goes on when its reader is gone, but for what was
+//! read ahead and given up.
 //!
 //! moka keeps the blocks, by least recent use: its default policy drops what was just read ahead. It evicts
 //! lazily, so each insert does its share of the work.
@@ -9,7 +10,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -19,10 +20,15 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::block::{BLOCK_SIZE, BlockSpan, block_bytes};
+use super::readahead::Found;
 use crate::store::{Bucket, Key, ObjectVersion, StoreError};
 
 /// Longest range one GET asks for: a longer run of missing blocks is several GETs side by side.
 const REQUEST_MAX_BLOCKS: u64 = 4 * 1024 * 1024 / BLOCK_SIZE;
+
+/// What is left of a GET when nobody wants it any more is fetched all the same if it is not more than this: to end it
+/// costs the connection, and another one a round trip or three.
+const LEFT_MIN_BLOCKS: usize = 8;
 
 /// What moka needs for an entry beside the block's bytes (CRATES: 256 bytes).
 const ENTRY_OVERHEAD: u32 = 256;
@@ -64,11 +70,25 @@ struct FlightKey {
 /// A block on its way; `None` until it is there.
 type Flight = watch::Receiver<Option<Result<Bytes, StoreError>>>;
 
+/// A block on its way, and the GET that brings it with its neighbours.
+#[derive(Debug)]
+struct InFlight {
+    flight: Flight,
+    run: Arc<Run>,
+}
+
+/// What neighbours that one GET brings have in common.
+#[derive(Debug, Default)]
+struct Run {
+    /// Who had it read ahead does not expect to read it any more. Changes under the lock of the flights.
+    is_given_up: AtomicBool,
+}
+
 /// The daemon's block cache, shared by all its volumes, and its one memory budget.
 #[derive(Debug)]
 pub struct BlockCache {
     blocks: Cache<BlockKey, Bytes>,
-    flights: Mutex<HashMap<FlightKey, Flight>>,
+    flights: Mutex<HashMap<FlightKey, InFlight>>,
     next_content: AtomicU64,
     lookups: AtomicU64,
     hits: AtomicU64,
@@ -206,6 +226,54 @@ impl BlockCache {
         }
     }
 
+    /// Where the bytes of `range` are.
+    pub(crate) fn find(&self, object: &ObjectSource, range: &Range<u64>) -> Found {
+        let mut missing = Vec::new();
+        missing.extend(BlockSpan::over(range).indices().filter(|index| {
+            !self.blocks.contains_key(&BlockKey {
+                content: object.content,
+                index: *index,
+            })
+        }));
+        if missing.is_empty() {
+            return Found::Here;
+        }
+        let flights = self.flights.lock();
+        let is_on_its_way = |index: u64| flights.contains_key(&object.flight_key(index));
+        match missing.into_iter().all(is_on_its_way) {
+            true => Found::OnTheirWay,
+            false => Found::Missing,
+        }
+    }
+
+    /// What was to be fetched of `range` need not come, unless somebody waits for it.
+    pub(crate) fn give_up(&self, object: &ObjectSource, range: &Range<u64>) {
+        let flights = self.flights.lock();
+        for index in BlockSpan::over(range).indices() {
+            if let Some(in_flight) = flights.get(&object.flight_key(index)) {
+                in_flight.run.is_given_up.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether nobody wants these blocks any more; nobody finds them on their way then.
+    fn is_unwanted(&self, run: &Run, left: &mut [Landing]) -> bool {
+        if left.len() <= LEFT_MIN_BLOCKS || !run.is_given_up.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut flights = self.flights.lock();
+        // The map's own is one.
+        let is_awaited = |landing: &Landing| landing.landed.receiver_count() > 1;
+        if !run.is_given_up.load(Ordering::Relaxed) || left.iter().any(is_awaited) {
+            return false;
+        }
+        for landing in left {
+            flights.remove(&landing.key);
+            landing.is_listed = false;
+        }
+        true
+    }
+
     /// Bytes that may still be read ahead now.
     pub(crate) fn readahead_room(&self) -> u64 {
         self.readahead.available_permits() as u64 * KIB
@@ -220,53 +288,63 @@ impl BlockCache {
         permit: Option<Arc<OwnedSemaphorePermit>>,
     ) -> HashMap<u64, Flight> {
         let mut joined = HashMap::new();
-        let mut runs: Vec<Vec<Landing>> = Vec::new();
+        let mut runs: Vec<(Arc<Run>, Vec<Landing>)> = Vec::new();
         {
             let mut flights = self.flights.lock();
             for index in indices {
-                let block = BlockKey {
-                    content: object.content,
-                    index,
-                };
-                let key = FlightKey {
-                    block,
-                    key: object.key.clone(),
-                    version: object.version.clone(),
-                };
-                if let Some(flight) = flights.get(&key) {
-                    joined.insert(index, flight.clone());
+                let key = object.flight_key(index);
+                if let Some(in_flight) = flights.get(&key) {
+                    in_flight.run.is_given_up.store(false, Ordering::Relaxed);
+                    joined.insert(index, in_flight.flight.clone());
                     continue;
                 }
-                if self.blocks.contains_key(&block) {
+                if self.blocks.contains_key(&key.block) {
                     continue;
                 }
+                let goes_on = |(_, landings): &&mut (Arc<Run>, Vec<Landing>)| {
+                    let is_next = |last: &Landing| last.key.block.index + 1 == index;
+                    landings.last().is_some_and(is_next)
+                        && (landings.len() as u64) < REQUEST_MAX_BLOCKS
+                };
+                if runs.last_mut().filter(goes_on).is_none() {
+                    runs.push((Arc::default(), Vec::new()));
+                }
+                let Some((run, landings)) = runs.last_mut() else {
+                    continue;
+                };
                 let (landed, flight) = watch::channel(None);
-                flights.insert(key.clone(), flight.clone());
-                joined.insert(index, flight);
-                let landing = Landing {
+                joined.insert(index, flight.clone());
+                let run = Arc::clone(run);
+                flights.insert(key.clone(), InFlight { flight, run });
+                landings.push(Landing {
                     cache: Arc::clone(self),
                     key,
                     landed,
-                };
-                match runs.last_mut() {
-                    Some(run)
-                        if run.last().is_some_and(|l| l.key.block.index + 1 == index)
-                            && (run.len() as u64) < REQUEST_MAX_BLOCKS =>
-                    {
-                        run.push(landing);
-                    }
-                    _ => runs.push(vec![landing]),
-                }
+                    is_listed: true,
+                });
             }
         }
-        for run in runs {
+        for (run, landings) in runs {
             let (object, permit) = (object.clone(), permit.clone());
             tokio::spawn(async move {
-                fetch(&object, run).await;
+                fetch(&object, &run, landings).await;
                 drop(permit);
             });
         }
         joined
+    }
+}
+
+impl ObjectSource {
+    fn flight_key(&self, index: u64) -> FlightKey {
+        FlightKey {
+            block: BlockKey {
+                content: self.content,
+                index,
+            },
+            key: self.key.clone(),
+            version: self.version.clone(),
+        }
     }
 }
 
@@ -275,6 +353,8 @@ struct Landing {
     cache: Arc<BlockCache>,
     key: FlightKey,
     landed: watch::Sender<Option<Result<Bytes, StoreError>>>,
+    /// Who asks for the block finds it on its way.
+    is_listed: bool,
 }
 
 impl Landing {
@@ -290,52 +370,55 @@ impl Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.cache.flights.lock().remove(&self.key);
+        if self.is_listed {
+            self.cache.flights.lock().remove(&self.key);
+        }
     }
 }
 
 /// One GET for a run of neighbouring blocks.
-async fn fetch(object: &ObjectSource, run: Vec<Landing>) {
-    let mut landings = run.into_iter();
+async fn fetch(object: &ObjectSource, run: &Run, landings: Vec<Landing>) {
+    let mut landings = landings.into_iter();
     let (Some(first), Some(last)) = (landings.as_slice().first(), landings.as_slice().last())
     else {
         return;
     };
+    let cache = Arc::clone(&first.cache);
     let span = BlockSpan {
         first: first.key.block.index,
         end: last.key.block.index + 1,
     };
-    let mut failure = None;
-    match object
+    let got = object
         .bucket
         .get(&object.key, span.bytes(object.size), &object.version)
-        .await
-    {
-        Ok(mut body) => {
-            let mut block = BytesMut::new();
-            for landing in landings.by_ref() {
-                let range = block_bytes(landing.key.block.index, object.size);
-                let len = usize::try_from(range.end - range.start).expect("a block fits in memory");
-                block.reserve(len.saturating_sub(block.len()));
-                while block.len() < len && failure.is_none() {
-                    match body.next().await {
-                        Some(Ok(bytes)) => block.extend_from_slice(&bytes),
-                        Some(Err(error)) => failure = Some(error),
-                        None => failure = Some(cut_short(object)),
-                    }
-                }
-                match &failure {
-                    // Copied out, so that a block never holds on to more memory than its own.
-                    None => landing.land(Ok(Bytes::copy_from_slice(&block.split_to(len)))),
-                    Some(error) => landing.land(Err(error.clone())),
-                }
+        .await;
+    let mut body = match got {
+        Ok(body) => body,
+        Err(error) => return landings.for_each(|landing| landing.land(Err(error.clone()))),
+    };
+    let mut pieces = BytesMut::new();
+    while let Some(first) = landings.as_slice().first() {
+        let range = block_bytes(first.key.block.index, object.size);
+        let len = usize::try_from(range.end - range.start).expect("a block fits in memory");
+        pieces.reserve(len.saturating_sub(pieces.len()));
+        while pieces.len() < len {
+            if cache.is_unwanted(run, landings.as_mut_slice()) {
+                return;
             }
+            let error = match body.next().await {
+                Some(Ok(bytes)) => {
+                    pieces.extend_from_slice(&bytes);
+                    continue;
+                }
+                Some(Err(error)) => error,
+                None => cut_short(object),
+            };
+            return landings.for_each(|landing| landing.land(Err(error.clone())));
         }
-        Err(error) => failure = Some(error),
-    }
-    if let Some(error) = failure {
-        for landing in landings {
-            landing.land(Err(error.clone()));
+        // Copied out, so that a block never holds on to more memory than its own.
+        let block = Bytes::copy_from_slice(&pieces.split_to(len));
+        if let Some(landing) = landings.next() {
+            landing.land(Ok(block));
         }
     }
 }
@@ -393,6 +476,65 @@ fn slice(block: &Bytes, index: u64, range: &Range<u64>) -> Bytes {
 mod tests {
     use super::*;
     use crate::store::{Metadata, Precondition};
+
+    const MIB: u64 = 1 << 20;
+
+    /// An object of 8 MiB.
+    async fn large(cache: &BlockCache) -> ObjectSource {
+        let (bucket, key) = (Arc::new(Bucket::memory()), Key::new("large"));
+        let body = Bytes::from(vec![7; 8 << 20]);
+        let put = bucket.put(&key, body, Metadata::default(), Precondition::None);
+        let version = put.await.unwrap();
+        ObjectSource {
+            bucket,
+            key,
+            version,
+            size: 8 * MIB,
+            content: cache.new_content(),
+        }
+    }
+
+    async fn nothing_is_on_its_way(cache: &BlockCache) {
+        for _ in 0..1000 {
+            if cache.flights.lock().is_empty() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("it never ends");
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_and_given_up_does_not_come_and_can_be_read_all_the_same() {
+        let cache = BlockCache::new(64 * MIB);
+        let object = large(&cache).await;
+        cache.prefetch(&object, &(0..4 * MIB));
+        assert_eq!(cache.find(&object, &(MIB..2 * MIB)), Found::OnTheirWay);
+        cache.give_up(&object, &(0..4 * MIB));
+        nothing_is_on_its_way(&cache).await;
+        assert_eq!(cache.used_bytes(), 0);
+        assert_eq!(cache.find(&object, &(MIB..2 * MIB)), Found::Missing);
+        let read = cache.read(&object, MIB..2 * MIB).await.unwrap();
+        assert_eq!(read.concat(), vec![7; 1 << 20]);
+        assert_eq!(cache.find(&object, &(MIB..2 * MIB)), Found::Here);
+    }
+
+    #[tokio::test]
+    async fn what_somebody_waits_for_comes_though_it_was_given_up() {
+        let cache = BlockCache::new(64 * MIB);
+        let object = large(&cache).await;
+        cache.prefetch(&object, &(0..4 * MIB));
+        let read = async {
+            let read = cache.read(&object, 3 * MIB..4 * MIB).await.unwrap();
+            assert_eq!(read.concat(), vec![7; 1 << 20]);
+        };
+        let give_up = async {
+            cache.give_up(&object, &(0..4 * MIB));
+            nothing_is_on_its_way(&cache).await;
+        };
+        futures_util::join!(read, give_up);
+        assert_eq!(cache.find(&object, &(0..4 * MIB)), Found::Here);
+    }
 
     #[tokio::test]
     async fn who_asks_at_the_new_place_of_a_renamed_object_does_not_fail_with_who_asked_at_the_old()

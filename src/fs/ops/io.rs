@@ -212,10 +212,16 @@ impl FileSystem {
     }
 
     fn read_ahead(&self, handle: &FileHandle, object: &ObjectSource, range: &Range<u64>) {
-        let limit = self.settings.cache.readahead_room();
-        let ahead = handle.readahead.lock().observe(range, object.size, limit);
-        if let Some(ahead) = ahead {
-            self.settings.cache.prefetch(object, &ahead);
+        let cache = &self.settings.cache;
+        let (found, limit) = (cache.find(object, range), cache.readahead_room());
+        let mut readahead = handle.readahead.lock();
+        let ahead = readahead.observe(range, object.size, found, limit);
+        drop(readahead);
+        if let Some(fetch) = ahead.fetch {
+            cache.prefetch(object, &fetch);
+        }
+        for given_up in ahead.given_up {
+            cache.give_up(object, &given_up);
         }
     }
 
@@ -371,6 +377,14 @@ impl FileSystem {
         };
         self.kept.released(fh);
         let inode = &handle.inode;
+        let given_up = handle.readahead.lock().give_up();
+        let object = self.source_of(&inode.state.lock());
+        if let Some(object) = object {
+            let cache = &self.settings.cache;
+            given_up
+                .iter()
+                .for_each(|range| cache.give_up(&object, range));
+        }
         if handle.writable && inode.state.lock().unsent.any() {
             self.complete(inode.ino);
         }
