@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg, OFlag, open};
 use nix::sys::stat::Mode;
+use parking_lot::Mutex;
 
 use crate::common::mounted::{Mounted, NOBODY};
 use crate::common::process::{bounded, succeed, wait_for};
@@ -455,6 +456,7 @@ fn survive(hurt: Hurt) {
 
     let stop = AtomicBool::new(false);
     let rounds: Vec<AtomicU32> = programs().iter().map(|_| AtomicU32::new(0)).collect();
+    let failed = Mutex::new(Vec::new());
     let has_gone_on = || {
         let begun = || -> Vec<u32> {
             let rounds = rounds.iter();
@@ -465,6 +467,13 @@ fn survive(hurt: Hurt) {
         let before = begun();
         // The round that runs, and a whole one.
         wait_for("every program goes on", PATIENCE, || {
+            let failed = failed.lock();
+            assert!(
+                failed.is_empty(),
+                "{}\n{}",
+                failed.join("\n"),
+                mounted.log()
+            );
             begun()
                 .iter()
                 .zip(&before)
@@ -475,10 +484,11 @@ fn survive(hurt: Hurt) {
         let _stopped = StopAtEnd(&stop);
         let programs = programs().into_iter().zip(&rounds);
         let programs = programs.map(|((name, program), rounds)| {
-            let (mount, stop) = (mount.clone(), &stop);
+            let (mount, stop, failed) = (mount.clone(), &stop, &failed);
             let work = move || {
                 let mut steps = Steps::new(hurt, stop, rounds);
-                program(&mount, &mut steps).map(|()| steps)
+                let done = program(&mount, &mut steps).map(|()| steps);
+                done.inspect_err(|error| failed.lock().push(format!("{name}: {error}")))
             };
             (name, scope.spawn(work))
         });

@@ -50,10 +50,12 @@ impl Deref for StagingFile {
 
 impl Drop for StagingFile {
     fn drop(&mut self) {
+        // The descriptor itself has to change hands: of two, ours might be the last after all.
         if is_large(&self.file)
-            && let Ok(last) = self.file.try_clone()
+            && let Ok(nothing) = File::open("/dev/null")
         {
-            self.reaper.close(last);
+            self.reaper
+                .close(std::mem::replace(&mut self.file, nothing));
         }
     }
 }
