@@ -161,10 +161,7 @@ impl BlockCache {
         let span = BlockSpan::over(&range);
         let mut found = Vec::with_capacity(usize::try_from(span.end - span.first).unwrap_or(0));
         for index in span.indices() {
-            found.push(self.blocks.get(&BlockKey {
-                content: object.content,
-                index,
-            }));
+            found.push(self.blocks.get(&object.block_key(index)));
         }
         self.lookups
             .fetch_add(found.len() as u64, Ordering::Relaxed);
@@ -207,16 +204,7 @@ impl BlockCache {
 
     /// Begins to fetch what of `range` is missing, if there is memory for it.
     pub(crate) fn prefetch(self: &Arc<Self>, object: &ObjectSource, range: &Range<u64>) {
-        let span = BlockSpan::over(range);
-        let missing: Vec<u64> = span
-            .indices()
-            .filter(|index| {
-                !self.blocks.contains_key(&BlockKey {
-                    content: object.content,
-                    index: *index,
-                })
-            })
-            .collect();
+        let missing = self.missing(object, range);
         let kib = u32::try_from(missing.len() as u64 * BLOCK_SIZE / KIB).unwrap_or(u32::MAX);
         if kib == 0 {
             return;
@@ -226,15 +214,16 @@ impl BlockCache {
         }
     }
 
+    /// The blocks of `range` that are not here.
+    fn missing(&self, object: &ObjectSource, range: &Range<u64>) -> Vec<u64> {
+        let is_missing = |index: &u64| !self.blocks.contains_key(&object.block_key(*index));
+        let indices = BlockSpan::over(range).indices();
+        indices.filter(is_missing).collect()
+    }
+
     /// Where the bytes of `range` are.
     pub(crate) fn find(&self, object: &ObjectSource, range: &Range<u64>) -> Found {
-        let mut missing = Vec::new();
-        missing.extend(BlockSpan::over(range).indices().filter(|index| {
-            !self.blocks.contains_key(&BlockKey {
-                content: object.content,
-                index: *index,
-            })
-        }));
+        let missing = self.missing(object, range);
         if missing.is_empty() {
             return Found::Here;
         }
@@ -336,12 +325,16 @@ impl BlockCache {
 }
 
 impl ObjectSource {
+    fn block_key(&self, index: u64) -> BlockKey {
+        BlockKey {
+            content: self.content,
+            index,
+        }
+    }
+
     fn flight_key(&self, index: u64) -> FlightKey {
         FlightKey {
-            block: BlockKey {
-                content: self.content,
-                index,
-            },
+            block: self.block_key(index),
             key: self.key.clone(),
             version: self.version.clone(),
         }
@@ -438,10 +431,7 @@ async fn continue_with(
 ) -> Result<Bytes, StoreError> {
     // Bounded: under memory pressure a block can be evicted before we get to it.
     for _ in 0..3 {
-        if let Some(block) = cache.blocks.get(&BlockKey {
-            content: object.content,
-            index,
-        }) {
+        if let Some(block) = cache.blocks.get(&object.block_key(index)) {
             return Ok(block);
         }
         if let Some(flight) = cache

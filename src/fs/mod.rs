@@ -9,6 +9,7 @@
 
 mod attr;
 mod block;
+mod blocking;
 mod budget;
 mod cache;
 mod durable;

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::fs::blocking::blocking;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::Inode;
 
@@ -30,8 +31,7 @@ impl FileSystem {
         let given_back = match self.rewrite_journal().await {
             Ok(()) => {
                 let punched = Arc::clone(&dead);
-                let punched = tokio::task::spawn_blocking(move || punched.punch()).await;
-                punched.map_err(io::Error::other).flatten()
+                blocking(move || punched.punch()).await
             }
             Err(error) => Err(io::Error::other(error)),
         };

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use self::log::{LogError, LogFile};
 use self::record::{Multipart, Record};
 use self::replay::Replay;
+use crate::fs::blocking::blocking;
 use crate::fs::format::{Format, Formats};
 use crate::fs::lock::{JOURNAL, Ordered};
 use crate::fs::request::{RecentRequests, RequestId};
@@ -448,14 +449,6 @@ fn successor(directory: &Path) -> PathBuf {
 
 fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
-}
-
-/// What waits for the disk, on a thread that may.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(io::Error::other).flatten()
 }
 
 #[cfg(test)]

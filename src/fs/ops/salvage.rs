@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::io::pieces_of;
+use crate::fs::blocking::blocking;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::Inode;
@@ -48,8 +49,7 @@ impl FileSystem {
                 }
             }
         }
-        let synced = tokio::task::spawn_blocking(move || file.sync_all());
-        synced.await.map_err(std::io::Error::other)??;
+        blocking(move || file.sync_all()).await?;
         Ok(missing)
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 
 use crate::config::options::Durability;
+use crate::fs::blocking::blocking;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::Inode;
@@ -90,9 +91,7 @@ impl FileSystem {
             state.staged.as_mut().map(|staged| staged.keep())
         };
         if let Some(file) = file {
-            tokio::task::spawn_blocking(move || file.sync_data())
-                .await
-                .map_err(std::io::Error::other)??;
+            blocking(move || file.sync_data()).await?;
         }
         self.journal.sync().await?;
         self.give_back_dead(inode).await;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::plan::{Part, UploadPlan};
+use crate::fs::blocking::blocking;
 use crate::fs::durable;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
@@ -507,15 +508,14 @@ impl FileSystem {
             .collect();
         if !staged.is_empty() {
             let file = content.file();
-            body = tokio::task::spawn_blocking(move || {
+            body = blocking(move || {
                 use std::os::unix::fs::FileExt;
                 for (piece, place) in staged {
                     file.read_exact_at(&mut body[piece], place)?;
                 }
-                Ok::<_, std::io::Error>(body)
+                Ok(body)
             })
-            .await
-            .map_err(std::io::Error::other)??;
+            .await?;
         }
         for (piece, source) in sources {
             if let (ContentSource::Base, Some(base)) = (source, &frozen.base) {
