@@ -220,6 +220,7 @@ fn when_nothing_is_left_to_write_a_change_down_it_is_refused_and_nothing_is_half
         0o600 | ((changed - 1) % 8),
         "it is what it was last"
     );
+    assert_eq!(fs::read(&b).expect("what was sent meanwhile"), b"b");
     // Whoever wants to make something was refused long before.
     assert!(is_full(File::create(mounted.path("new"))));
     // A shorter record may have had room.

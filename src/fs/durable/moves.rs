@@ -97,12 +97,13 @@ impl FileSystem {
         let mut nameless = Nameless::default();
         let mut overwrites = None;
         if let Some(replaced) = replaced {
+            let is_settled = tree.settled_key_of(replaced.ino).is_some();
             let state = replaced.state.lock();
             self.keep_open(replaced.ino, &state);
             nameless.in_doubt = state.attempt.clone();
-            overwrites = state.occupant(to);
+            overwrites = state.occupant(to).filter(|_| is_settled);
             match &state.remote {
-                Some(remote) if remote.key != *to => {
+                Some(remote) if remote.key != *to || !is_settled => {
                     nameless.doomed.push(sent(remote));
                     let orphan = (remote.key.clone(), Arc::clone(replaced));
                     nameless.orphans.push(orphan);

@@ -98,7 +98,8 @@ impl FileSystem {
                         tree.set_origin(ino, Origin::Elsewhere(key.clone()), self.now());
                     }
                     let is_directory = tree.is_directory(ino) == Some(true);
-                    (tree.key_of(ino).as_ref() == Some(&key), is_directory)
+                    let is_in_place = tree.settled_key_of(ino).as_ref() == Some(&key);
+                    (is_in_place, is_directory)
                 };
                 let object = SentObject {
                     key,

@@ -12,7 +12,7 @@ use crate::fs::error::FsError;
 use crate::fs::extents::Extent;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::handles::FileHandle;
-use crate::fs::inode::{Inode, InodeState, Linked};
+use crate::fs::inode::{Inode, InodeState, Linked, Remote};
 use crate::fs::journal::record::Record;
 use crate::fs::kept::{KeptHandle, KeptOpen};
 use crate::fs::request::RequestId;
@@ -123,7 +123,7 @@ impl FileSystem {
                     FsError::Store(StoreError::Precondition { .. } | StoreError::NotFound { .. }),
                     Some(asked),
                 )) => {
-                    if !self.has_moved(&handle.inode, &asked).await {
+                    if !self.has_moved(&handle.inode, &asked).await? {
                         self.tree.lock().distrust(handle.inode.ino);
                         return Err(FsError::Stale);
                     }
@@ -135,8 +135,9 @@ impl FileSystem {
     }
 
     /// Whether it was an upload or a rename of ours that took the object from under a read; waits for the
-    /// one that is under way. What is there afterwards has the same bytes, or newer ones of ours.
-    async fn has_moved(&self, inode: &Inode, asked: &ObjectSource) -> bool {
+    /// one that is under way, and asks the store about one whose answer was lost. What is there afterwards has the same
+    /// bytes, or newer ones of ours.
+    async fn has_moved(&self, inode: &Arc<Inode>, asked: &ObjectSource) -> Result<bool, FsError> {
         let spell = |tree: &Tree| {
             let key = tree
                 .key_of(inode.ino)
@@ -149,11 +150,20 @@ impl FileSystem {
             Footprint::key(from.clone()).and(Footprint::key(key.clone()))
         };
         let _turn = self.turn_at(spell, both).await;
-        let state = inode.state.lock();
-        state
-            .remote
-            .as_ref()
-            .is_none_or(|remote| remote.version != asked.version || remote.key != asked.key)
+        let in_doubt = {
+            let state = inode.state.lock();
+            let is_as_asked =
+                |remote: &Remote| remote.version == asked.version && remote.key == asked.key;
+            if !state.remote.as_ref().is_some_and(is_as_asked) {
+                return Ok(true);
+            }
+            let attempt = state.attempt.clone();
+            attempt.filter(|attempt| attempt.key == asked.key && !state.sending)
+        };
+        match in_doubt {
+            Some(attempt) => self.adopt(inode, &attempt.key, &attempt.write).await,
+            None => Ok(false),
+        }
     }
 
     async fn read_once(

@@ -126,9 +126,7 @@ impl Tree {
         if self.directory(inode.ino).is_some() {
             return;
         }
-        let key = self
-            .key_of(inode.ino)
-            .filter(|_| self.has_settled_parent(inode.ino));
+        let key = self.settled_key_of(inode.ino);
         let mut state = inode.state.lock();
         let elsewhere = match (&state.remote, state.linked) {
             (Some(remote), Linked::Yes | Linked::Going) if Some(&remote.key) != key.as_ref() => {
@@ -193,6 +191,19 @@ impl Tree {
     /// The inodes without a name whose objects are at `key`.
     pub(crate) fn orphans_at(&self, key: &Key) -> Vec<Arc<Inode>> {
         self.orphans.get(key).cloned().unwrap_or_default()
+    }
+
+    /// Those of them that nobody has open, with the versions of their objects.
+    pub(crate) fn unused_orphans_at(&self, key: &Key) -> Vec<(Arc<Inode>, ObjectVersion)> {
+        let version_of = |orphan: &Arc<Inode>| {
+            let state = orphan.state.lock();
+            let remote = state.remote.as_ref().filter(|_| state.opens == 0)?;
+            let is_known = remote.key == *key && !remote.version.is_any();
+            is_known.then(|| remote.version.clone())
+        };
+        let orphans = self.orphans_at(key).into_iter();
+        let unused = orphans.filter_map(|orphan| version_of(&orphan).map(|v| (orphan, v)));
+        unused.collect()
     }
 
     /// Whether this very object is one of theirs.

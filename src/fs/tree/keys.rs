@@ -42,6 +42,12 @@ impl Tree {
         })
     }
 
+    /// Likewise, if the directory above has a place in the bucket. Until then the key is only what the names spell: it
+    /// changes with them, and an object that stands there is another's, or was left there under another name.
+    pub(crate) fn settled_key_of(&self, ino: u64) -> Option<Key> {
+        self.key_of(ino).filter(|_| self.has_settled_parent(ino))
+    }
+
     /// The key that the inode's name spells in a bucket that has followed every rename.
     pub(crate) fn final_key(&self, ino: u64) -> Option<Key> {
         self.spell(ino, |_| None)
@@ -199,9 +205,8 @@ impl Tree {
         }
     }
 
-    /// Whether the directory above has a place in the bucket: until then its key is what its name spells, and
-    /// changes with it.
-    pub(super) fn has_settled_parent(&self, ino: u64) -> bool {
+    /// Whether the directory above has a place in the bucket.
+    fn has_settled_parent(&self, ino: u64) -> bool {
         self.parent(ino)
             .is_none_or(|parent| self.origin(parent) != Origin::Nowhere)
     }

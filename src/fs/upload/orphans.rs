@@ -66,7 +66,7 @@ impl FileSystem {
             version.is_some_and(|v| upload.precondition == Precondition::Version(v));
         drop(state);
         // As long as the key is what the upload's inode is called, it is written down with it what it overwrites.
-        is_overwritten && self.tree.lock().key_of(upload.ino).as_ref() != Some(key)
+        is_overwritten && self.tree.lock().settled_key_of(upload.ino).as_ref() != Some(key)
     }
 
     /// Likewise, before anything is put below a directory.
@@ -114,6 +114,7 @@ impl FileSystem {
             }
             if !stays(&remote.version) {
                 self.delete_version(key, &remote.version).await?;
+                self.forget_deleted(key, &remote.version);
             }
         }
         self.forget_doomed(key, inode, version);
@@ -122,21 +123,22 @@ impl FileSystem {
 
     /// An upload has put `version` at `key`: what was to be deleted there before, it has overwritten.
     pub(super) fn forget_overwritten(&self, key: &Key, version: &ObjectVersion) {
-        let overwritten: Vec<_> = {
-            let tree = self.tree.lock();
-            let orphans = tree.orphans_at(key).into_iter();
-            let overwritten = orphans.filter_map(|orphan| {
-                let state = orphan.state.lock();
-                let remote = state.remote.as_ref().filter(|_| state.opens == 0)?;
-                let before = remote.version.clone();
-                let is_other = remote.key == *key && !before.is_any() && before != *version;
-                drop(state);
-                is_other.then_some((orphan, before))
-            });
-            overwritten.collect()
-        };
-        for (orphan, before) in overwritten {
-            self.forget_doomed(key, &orphan, Some(before));
+        let unused = self.tree.lock().unused_orphans_at(key);
+        for (orphan, before) in unused {
+            if before != *version {
+                self.forget_doomed(key, &orphan, Some(before));
+            }
+        }
+    }
+
+    /// The object of this version at `key` is gone. More than one may stand for it: one that had it open and has been
+    /// closed, say, and one that stands for what the file of its name was to overwrite, and lost its name too.
+    fn forget_deleted(&self, key: &Key, version: &ObjectVersion) {
+        let unused = self.tree.lock().unused_orphans_at(key);
+        for (orphan, deleted) in unused {
+            if deleted == *version {
+                self.forget_doomed(key, &orphan, None);
+            }
         }
     }
 
@@ -197,6 +199,9 @@ impl FileSystem {
         }
         for (key, inode) in left {
             let version = inode.state.lock().version();
+            if let Some(version) = &version {
+                self.forget_deleted(&key, version);
+            }
             self.forget_doomed(&key, inode, version);
         }
     }

@@ -121,21 +121,16 @@ impl FileSystem {
     fn take_over(&self, inode: &Inode, key: &Key) -> Result<(), FsError> {
         let (orphan, version) = {
             let tree = self.tree.lock();
-            let unused = tree.orphans_at(key).into_iter().find_map(|orphan| {
-                let version = {
-                    let state = orphan.state.lock();
-                    let remote = state.remote.as_ref().filter(|_| state.opens == 0)?;
-                    let is_known = remote.key == *key && !remote.version.is_any();
-                    is_known.then(|| remote.version.clone())?
-                };
-                Some((orphan, version))
-            });
+            let unused = tree.unused_orphans_at(key).into_iter().next();
             let Some((orphan, version)) = unused else {
                 return Ok(());
             };
             let mut state = inode.state.lock();
             let is_in_place = state.remote.as_ref().is_some_and(|own| own.key == *key);
-            if tree.key_of(inode.ino).as_ref() != Some(key) || is_in_place || !state.unsent.any() {
+            if tree.settled_key_of(inode.ino).as_ref() != Some(key)
+                || is_in_place
+                || !state.unsent.any()
+            {
                 return Ok(());
             }
             let base = (state.remote.clone(), Some(version.clone()));
@@ -151,7 +146,7 @@ impl FileSystem {
     /// is another attempt at the same write.
     fn begin_upload(&self, inode: &Inode, key: &Key) -> Result<Begun, FsError> {
         let tree = self.tree.lock();
-        if tree.key_of(inode.ino).as_ref() != Some(key) {
+        if tree.settled_key_of(inode.ino).as_ref() != Some(key) {
             return Ok(Begun::Renamed);
         }
         let target = self.target_to_send(&tree, inode)?;
@@ -219,12 +214,12 @@ impl FileSystem {
         let left = frozen.base.as_ref().filter(|base| base.key != *key);
         let left = left.map(durable::sent);
         let mut tree = self.tree.lock();
-        let place = tree.key_of(inode.ino);
+        let has_name = tree.key_of(inode.ino).is_some();
+        let is_in_place = tree.settled_key_of(inode.ino).as_ref() == Some(key);
         {
             // The record first, and no write in between: from then on the staged bytes may be given away.
             let mut state = inode.state.lock();
             state.sending = false;
-            let is_in_place = place.as_ref() == Some(key);
             let is_clean = is_in_place && state.is_as_in(frozen);
             let settled = is_clean && !self.stays_journaled(&state);
             let overwrites = state.overwrites.clone().filter(|_| !is_in_place);
@@ -236,18 +231,17 @@ impl FileSystem {
                     kept.staged = None;
                 });
             }
-            let said = match &place {
-                Some(_) => {
-                    let sent = Record::Sent {
-                        ino,
-                        remote: object,
-                        overwrites: overwrites.clone(),
-                        doomed: left.clone(),
-                        settled,
-                    };
-                    self.record(ino, &mut state, &sent)
-                }
-                None => self.record_nameless([Some(object), left.clone()]),
+            let said = if has_name {
+                let sent = Record::Sent {
+                    ino,
+                    remote: object,
+                    overwrites: overwrites.clone(),
+                    doomed: left.clone(),
+                    settled,
+                };
+                self.record(ino, &mut state, &sent)
+            } else {
+                self.record_nameless([Some(object), left.clone()])
             };
             if let Err(error) = said {
                 // The next attempt finds its own object.
@@ -303,7 +297,12 @@ impl FileSystem {
 
     /// Whether what stands at the key is what an attempt at this upload made, whose answer was lost. The file is
     /// based on it from then on: it differs from the earlier base only where the file is dirty.
-    async fn adopt(&self, inode: &Arc<Inode>, key: &Key, write: &WriteId) -> Result<bool, FsError> {
+    pub(crate) async fn adopt(
+        &self,
+        inode: &Arc<Inode>,
+        key: &Key,
+        write: &WriteId,
+    ) -> Result<bool, FsError> {
         let Some((object, Some(made_by))) = self.bucket.head_written(key).await? else {
             return Ok(false);
         };
@@ -314,23 +313,27 @@ impl FileSystem {
         let found = self.written(key.clone(), object.size, object.version);
         let left = {
             let mut tree = self.tree.lock();
-            let place = tree.key_of(inode.ino);
+            let has_name = tree.key_of(inode.ino).is_some();
+            let is_in_place = tree.settled_key_of(inode.ino).as_ref() == Some(key);
             let left = {
                 let mut state = inode.state.lock();
                 let left = state.remote.as_ref().filter(|base| base.key != *key);
                 let left = left.map(durable::sent);
-                let overwrites = state.overwrites.clone();
-                let overwrites = overwrites.filter(|_| place.as_ref() != Some(key));
-                match place {
-                    Some(_) => {
-                        let base = (Some(found), overwrites);
-                        self.record_base(inode.ino, &mut state, base, left.clone())?;
+                if has_name {
+                    let overwrites = state.overwrites.clone().filter(|_| !is_in_place);
+                    let base = (Some(found.clone()), overwrites.clone());
+                    match self.record_base(inode.ino, &mut state, base, left.clone()) {
+                        // The attempt is written down: the next process finds its object too.
+                        Err(_) if left.is_none() => {
+                            state.remote = Some(found);
+                            state.overwrites = overwrites;
+                        }
+                        said => said?,
                     }
-                    None => {
-                        self.record_nameless([Some(durable::sent(&found)), left.clone()])?;
-                        state.remote = Some(found);
-                        self.keep_open(inode.ino, &state);
-                    }
+                } else {
+                    self.record_nameless([Some(durable::sent(&found)), left.clone()])?;
+                    state.remote = Some(found);
+                    self.keep_open(inode.ino, &state);
                 }
                 left
             };

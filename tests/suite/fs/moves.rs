@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bucketvol::config::options::WriteOptions;
+use bucketvol::config::options::{Conflicts, WriteOptions};
 use bucketvol::fs::{FsError, RenameMode};
 use bucketvol::store::Bucket;
 
@@ -391,4 +391,60 @@ async fn a_file_takes_the_name_of_one_whose_upload_goes_to_another_name() {
     fs.drained().await;
     assert_eq!(fs.keys().await, ["b"]);
     assert_eq!(fs.read("b").await.unwrap(), b"of a");
+}
+
+/// Nobody else is at the bucket, and nothing goes there by itself: every conflict is one with ourselves.
+fn without_rivals() -> WriteOptions {
+    WriteOptions {
+        upload_delay: Duration::from_secs(3600),
+        conflicts: Conflicts::Fail,
+        ..WriteOptions::default()
+    }
+}
+
+/// One stands for it that had it open, and one for the file that was to overwrite it and has lost its name too.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_two_stand_for_and_that_is_deleted_is_overwritten_by_nobody() {
+    let (bucket, faults) = faulty_bucket();
+    let fs = TestFs::with(bucket, without_rivals()).await;
+    for name in ["d/a", "d/b"] {
+        fs.put_object(name, b"old").await;
+    }
+    let old = fs.open("d/a").await.unwrap();
+    fs.write("new", b"new").await.unwrap();
+    fs.rename("new", "d/a").await.unwrap();
+    // The directory has to outlive its objects: its marker goes before one of them.
+    fs.unlink("d/b").await.unwrap();
+    faults.delay(Duration::from_secs(1));
+    let closed = tokio::spawn(old.close());
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    fs.unlink("d/a").await.unwrap();
+    faults.end();
+    closed.await.unwrap().unwrap();
+    assert_eq!(fs.object("d/a").await, None);
+
+    let again = fs.create("d/a").await.unwrap();
+    again.write_at(0, b"again").unwrap();
+    again.fsync().await.unwrap();
+    assert_eq!(fs.object("d/a").await.as_deref(), Some(&b"again"[..]));
+}
+
+/// The key that a name in it spells is only its until the directory gets another name.
+#[tokio::test]
+async fn what_is_renamed_over_in_a_directory_that_the_bucket_does_not_have_is_not_overwritten_elsewhere()
+ {
+    let fs = TestFs::with(Arc::new(Bucket::memory()), without_rivals()).await;
+    fs.mkdir("e").await.unwrap();
+    fs.write("e/a", b"old").await.unwrap();
+    fs.drained().await;
+    fs.mkdir("n").await.unwrap();
+    fs.rename("e/a", "n/a").await.unwrap();
+    fs.rename_as("e", "n", RenameMode::Exchange).await.unwrap();
+    // Its object is where its name says, which is where the other directory's are.
+    fs.write("x", b"new").await.unwrap();
+    fs.rename("x", "e/a").await.unwrap();
+    fs.rename("e", "f").await.unwrap();
+    fs.drained().await;
+    assert_eq!(fs.keys().await, ["f/", "f/a", "n/"]);
+    assert_eq!(fs.object("f/a").await.as_deref(), Some(&b"new"[..]));
 }

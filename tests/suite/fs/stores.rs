@@ -314,3 +314,18 @@ async fn a_file_whose_upload_was_done_without_an_answer_can_be_read_after_a_cras
         volume.ends_well().await;
     }
 }
+
+/// Nothing of the file is cached here, and the store is there again, but takes nothing yet.
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_upload_was_done_without_an_answer_can_be_read() {
+    let mut volume = Volume::new().await;
+    volume.change().await;
+    let file = volume.fs.open("mode").await.unwrap();
+    volume.faults.lose_an_answer_and_go(0);
+    assert!(file.fsync().await.is_err());
+    volume.fs.pass(GIVEN_UP).await;
+    volume.faults.end();
+    volume.faults.deny_writes(u32::MAX);
+    assert!(file.read_at(0, 100).await.unwrap() == volume.files["mode"]);
+    volume.ends_well().await;
+}
