@@ -8,8 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,6 +25,7 @@ use super::inode::{Inode, Remote, UploadFailure};
 use super::journal::Journal;
 use super::kept::{Kept, LeftOpen};
 use super::lock::{Ordered, TREE};
+use super::lookahead::Lookaheads;
 use super::name::{LongNames, Name, NameError};
 use super::ops::space::Usage;
 use super::refusal::RootWatch;
@@ -118,9 +119,13 @@ impl Settings {
 /// One volume.
 #[derive(Debug)]
 pub struct FileSystem {
+    /// For what goes on beside the request that has begun it.
+    pub(crate) this: Weak<Self>,
     pub(crate) bucket: Arc<Bucket>,
     pub(crate) settings: Settings,
     pub(crate) tree: Ordered<Tree, TREE>,
+    /// What is asked ahead of lookups.
+    pub(crate) lookaheads: Lookaheads,
     pub(crate) handles: Handles,
     pub(crate) staging: Staging,
     pub(crate) journal: Journal,
@@ -230,10 +235,12 @@ impl FileSystem {
         };
         let root = Attr::new(FileKind::Directory, ownership.dir_mode, caller, now);
         let kept = Arc::new(kept);
-        let fs = Arc::new(Self {
+        let fs = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             bucket,
             tree: Ordered::new(Tree::new(root, ownership, Arc::clone(&kept))),
             kept,
+            lookaheads: Lookaheads::default(),
             handles: Handles::default(),
             staging,
             journal,

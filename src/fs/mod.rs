@@ -23,6 +23,7 @@ mod inode;
 mod journal;
 mod kept;
 mod lock;
+mod lookahead;
 mod name;
 mod ops;
 mod readahead;

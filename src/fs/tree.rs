@@ -7,6 +7,7 @@
 //! No I/O. Lock order: the tree's lock first, then at most one inode's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -323,6 +324,38 @@ impl Tree {
         } else {
             Known::Unknown
         }
+    }
+
+    /// Names of files that come after `name` in the directory and that nobody can be told of without asking the store,
+    /// `count` at most. Looks at a few names beyond, and no further.
+    pub(crate) fn stale_after(
+        &self,
+        parent: u64,
+        name: &str,
+        count: usize,
+        now: Duration,
+        ttl: Duration,
+    ) -> Vec<Arc<str>> {
+        /// Of so many names after each other one at least is to be asked for, or there is nothing to ask ahead.
+        const FRESH_RUN_MAX: usize = 64;
+        let Some(directory) = self.directory(parent) else {
+            return Vec::new();
+        };
+        let after = (Bound::Excluded(name), Bound::Unbounded);
+        let following = directory.children.range::<str, _>(after);
+        let stale = following.take(count + FRESH_RUN_MAX).filter(|(_, dentry)| {
+            let node = self.nodes.get(&dentry.ino);
+            node.is_some_and(|node| {
+                let state = node.inode.state.lock();
+                let is_believed = |since: Duration| now.saturating_sub(since) < ttl;
+                let is_fresh = state.resolved && dentry.confirmed.is_some_and(is_believed);
+                node.directory.is_none() && !is_fresh && !state.unsent.any()
+            })
+        });
+        stale
+            .take(count)
+            .map(|(name, _)| Arc::clone(name))
+            .collect()
     }
 
     /// Whether all names of the directory are known: its last whole listing is still believed, or the bucket knows

@@ -222,7 +222,7 @@ impl FileSystem {
         Ok(())
     }
 
-    async fn next_page(&self, ino: u64, stream: &mut DirStream) -> Result<(), FsError> {
+    pub(super) async fn next_page(&self, ino: u64, stream: &mut DirStream) -> Result<(), FsError> {
         let (asked, began, continuation) = match &stream.progress {
             Progress::End => return Ok(()),
             Progress::Page {
@@ -301,6 +301,11 @@ impl FileSystem {
 }
 
 impl DirStream {
+    /// Whether the store has nothing more to say.
+    pub(crate) fn is_at_end(&self) -> bool {
+        matches!(self.progress, Progress::End)
+    }
+
     /// What the listing said of the object that it has shown under this name.
     fn object_called(&self, name: &str) -> Option<ObservedObject> {
         let child = self.entries.get(*self.positions.get(name)?)?;

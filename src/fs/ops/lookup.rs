@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::{Entry, FileSystem};
 use crate::fs::inode::Inode;
+use crate::fs::lookahead::Lookahead;
 use crate::fs::name::{Name, NameError};
 use crate::fs::tree::{Known, Observed, ObservedObject};
 use crate::store::{Key, ListEntry, ListRequest, Object, StoreError};
@@ -62,18 +63,99 @@ impl FileSystem {
         parent: u64,
         name: &Arc<str>,
     ) -> Result<Option<Arc<Inode>>, FsError> {
-        let known = self
-            .tree
-            .lock()
-            .look(parent, name, self.now(), self.settings.metadata_ttl);
+        let known = match self.lookaheads.get(parent) {
+            Some(lookahead) => self.look_ahead(&lookahead, parent, name).await,
+            None => self.look(parent, name),
+        };
         match known {
             Known::Fresh(inode) => Ok(Some(inode)),
             Known::Absent => self.check_directory(parent).map(|()| None),
             Known::Unknown => {
                 self.check_directory(parent)?;
+                self.expect_more(parent, name);
                 self.ask(parent, name, Question::Anything).await
             }
-            Known::Stale(inode) => self.ask_again(parent, name, &inode).await,
+            Known::Stale(inode) => {
+                self.expect_more(parent, name);
+                self.ask_again(parent, name, &inode).await
+            }
+        }
+    }
+
+    fn look(&self, parent: u64, name: &str) -> Known {
+        let ttl = self.settings.metadata_ttl;
+        self.tree.lock().look(parent, name, self.now(), ttl)
+    }
+
+    /// Likewise, of a name that may have been asked ahead; asks for the next ones if it was.
+    async fn look_ahead(&self, lookahead: &Lookahead, parent: u64, name: &Arc<str>) -> Known {
+        let Some(ahead) = lookahead.take(name, self.now()) else {
+            return self.look(parent, name);
+        };
+        // An error is as good as an answer: this one asks again.
+        let _ = ahead.answered.await;
+        let known = self.look(parent, name);
+        if matches!(known, Known::Fresh(_) | Known::Absent) {
+            lookahead.hit(ahead.age, self.settings.metadata_ttl);
+            self.ask_ahead(lookahead, parent, name);
+        }
+        known
+    }
+
+    /// A lookup in this directory has to ask the store: more of them are expected. What the store says is listed, page
+    /// by page, and the attributes of the names after this one are asked for.
+    fn expect_more(&self, parent: u64, name: &Arc<str>) {
+        // Who wants every lookup to ask gets nothing that was asked before.
+        if self.settings.metadata_ttl.is_zero() {
+            return;
+        }
+        let lookahead = self.lookaheads.watch(parent);
+        if lookahead.missed() {
+            self.list_ahead(&lookahead, parent);
+        }
+        self.ask_ahead(&lookahead, parent, name);
+    }
+
+    fn list_ahead(&self, lookahead: &Arc<Lookahead>, parent: u64) {
+        let Some(this) = self.this.upgrade() else {
+            return;
+        };
+        let (now, ttl) = (self.now(), self.settings.metadata_ttl);
+        if self.tree.lock().is_listed(parent, now, ttl) {
+            return;
+        }
+        let lookahead = Arc::clone(lookahead);
+        self.runtime.spawn(async move {
+            // One page at a time; who comes meanwhile has its answer soon.
+            if let Ok(mut listing) = lookahead.listing.try_lock()
+                && listing.begin_page()
+            {
+                let page = this.next_page(parent, &mut listing.stream).await;
+                listing.end_page(page.is_ok());
+            }
+        });
+    }
+
+    fn ask_ahead(&self, lookahead: &Lookahead, parent: u64, name: &str) {
+        let Some(this) = self.this.upgrade() else {
+            return;
+        };
+        let (now, ttl) = (self.now(), self.settings.metadata_ttl);
+        let reach = lookahead.reach();
+        if reach == 0 {
+            return;
+        }
+        let next = self.tree.lock().stale_after(parent, name, reach, now, ttl);
+        let asked = lookahead.ask(next, now, ttl);
+        for (name, asking) in asked {
+            let this = Arc::clone(&this);
+            self.runtime.spawn(async move {
+                if let Known::Stale(inode) = this.look(parent, &name) {
+                    // Who looks it up asks again, and is told of an error.
+                    let _ = this.ask_again(parent, &name, &inode).await;
+                }
+                drop(asking);
+            });
         }
     }
 

@@ -51,6 +51,7 @@ mod quota;
 mod moves;
 // link.
 mod links;
+mod lookups;
 // What two hosts on one bucket see of each other.
 mod hosts;
 // Random operations against a model, and what they once found.

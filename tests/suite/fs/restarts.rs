@@ -382,6 +382,7 @@ async fn as_many_inodes_as_the_kernel_knows_come_back() {
         for file in 0..1000 {
             fs.put_object(&format!("{directory}/{file}"), b"").await;
         }
+        fs.let_ttl_pass();
         let parent = fs.ino(&directory.to_string()).await.unwrap();
         let dir = fs.opendir(parent).await.unwrap();
         fs.readdir(dir, 0).await.unwrap();

@@ -41,6 +41,7 @@ on_each_store! {
         fs.write("file", pattern(1000)).await.unwrap();
         fs.mkdir("dir").await.unwrap();
         fs.put_object("implicit/x", b"").await;
+        fs.let_ttl_pass();
         fs.create("new").await.unwrap();
         for path in ["file", "dir", "implicit", "new", ""] {
             fs.setxattr(path, "user.a", b"hello").await.unwrap();
