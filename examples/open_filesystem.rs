@@ -38,6 +38,7 @@ async fn main() -> Result<(), FsError> {
         concurrency: 64,
         staging_dir: std::env::temp_dir().join("bucketvol-example"),
         cache: BlockCache::new(64 * 1024 * 1024),
+        place: None,
         clock: SystemClock::shared(),
         formats: Formats::default(),
     };

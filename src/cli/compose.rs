@@ -14,8 +14,9 @@ use super::signals::Signals;
 use super::tracked::Tracked;
 use super::worker::{Turn, Worker};
 use crate::clock::SystemClock;
+use crate::config::options::MinFree;
 use crate::config::{Ambient, CredentialProvider, Options};
-use crate::fs::{BlockCache, StagingBudget};
+use crate::fs::{BlockCache, DiskCache, StagingBudget};
 use crate::plugin::bucket::{BucketDriver, Mount, MountError, Mounter, Settings};
 use crate::plugin::{Deadlines, PluginSocket, Stop, VolumeDriver, listen};
 use crate::store::{AttributeCache, Bucket};
@@ -30,6 +31,9 @@ const LAST_CALLS: Duration = Duration::from_secs(5);
 
 /// Below a state directory: bytes on their way to the bucket, by mount.
 const STAGING: &str = "staging";
+
+/// Below a cache directory: blocks of objects.
+const BLOCKS: &str = "blocks";
 
 /// The driver of `serve`.
 pub(super) type Driver = Arc<BucketDriver>;
@@ -53,6 +57,12 @@ pub(super) async fn keep_attributes(attributes: &AttributeCache) {
     attributes.flush(LAST_WORDS).await;
 }
 
+/// Blocks of objects on the host's disk, if they may take any of it.
+fn blocks_in(cache_dir: &Path, limit: u64, min_free: MinFree) -> Option<Arc<DiskCache>> {
+    let dir = cache_dir.join(BLOCKS);
+    (limit > 0).then(|| DiskCache::open(dir, limit, min_free, SystemClock::shared()))
+}
+
 /// Mounts one directory for the command line.
 pub(super) async fn mount_at(
     dir: &Path,
@@ -65,11 +75,15 @@ pub(super) async fn mount_at(
         Some(dir) => dir.clone(),
         None => state_dir()?.join(STAGING),
     };
+    let disk = match options.host.cache_dir.clone().or_else(cache_dir) {
+        Some(dir) => blocks_in(&dir, options.host.cache_disk, options.host.min_free),
+        None => None,
+    };
     let host = Host {
         state_dir,
         ambient: ambient.clone(),
         staging: StagingBudget::new(options.host.staging_limit, options.host.min_free),
-        cache: BlockCache::new(options.host.cache_memory),
+        cache: BlockCache::with_disk(options.host.cache_memory, disk),
         attributes,
         clock: SystemClock::shared(),
         worker: Arc::clone(worker),
@@ -99,11 +113,12 @@ pub(super) async fn mounter(
     worker: &Arc<Worker>,
     attributes: Arc<AttributeCache>,
 ) -> Result<Arc<FuseMounter>> {
+    let disk = blocks_in(&args.cache_dir, args.cache_disk, args.min_free);
     let host = Host {
         state_dir: args.state_dir.join(STAGING),
         ambient: args.ambient()?,
         staging: StagingBudget::new(args.staging_limit, args.min_free),
-        cache: BlockCache::new(args.cache_memory),
+        cache: BlockCache::with_disk(args.cache_memory, disk),
         attributes: Some(attributes),
         clock: SystemClock::shared(),
         worker: Arc::clone(worker),

@@ -20,7 +20,7 @@ use super::signals::Signals;
 use super::tracked::Tracked;
 use super::worker::{self, KeeperArgs, Worker};
 use crate::config::options::{MinFree, OptionError};
-use crate::config::size::parse_size;
+use crate::config::size::{parse_cache_disk, parse_size};
 use crate::config::{Ambient, Environment};
 use crate::fs::Format;
 use crate::plugin::Stop;
@@ -89,6 +89,15 @@ pub(super) struct ServeArgs {
         value_parser = size
     )]
     pub(super) cache_memory: u64,
+    /// Disk for blocks of all volumes that were read, below --cache-dir; they outlive the daemon (0: none)
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "BUCKETVOL_CACHE_DISK",
+        default_value = "0",
+        value_parser = cache_disk
+    )]
+    pub(super) cache_disk: u64,
     /// Bytes of all volumes that may wait on this host; writes wait for room then
     #[arg(
         long,
@@ -143,6 +152,10 @@ fn size(text: &str) -> Result<u64, String> {
     parse_size(text)
         .filter(|bytes| *bytes >= 8 << 20)
         .ok_or_else(|| "accepted is a size of at least 8MiB".to_owned())
+}
+
+fn cache_disk(text: &str) -> Result<u64, String> {
+    parse_cache_disk(text).ok_or_else(|| "accepted is a size of at least 64MiB, or 0".to_owned())
 }
 
 fn min_free(text: &str) -> Result<MinFree, OptionError> {

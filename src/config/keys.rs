@@ -10,7 +10,7 @@ use super::Scope;
 use super::credentials::{self, CredentialSource};
 use super::endpoint::parse_endpoint;
 use super::options::{Conflicts, Durability, MinFree};
-use super::size::{parse_duration, parse_mode, parse_size, parse_switch};
+use super::size::{parse_cache_disk, parse_duration, parse_mode, parse_size, parse_switch};
 use super::url::normalized_prefix;
 
 /// What was said, key by key, before it is put together.
@@ -48,6 +48,7 @@ pub(super) struct Draft {
     pub(super) check: Option<bool>,
     pub(super) overlap: Option<bool>,
     pub(super) cache_memory: Option<u64>,
+    pub(super) cache_disk: Option<u64>,
     pub(super) staging_limit: Option<u64>,
     pub(super) min_free: Option<MinFree>,
     pub(super) state_dir: Option<PathBuf>,
@@ -429,6 +430,15 @@ pub(super) const KEYS: &[KeySpec] = &[
         ..BASE
     },
     KeySpec {
+        name: "cache_disk",
+        default: "0",
+        accepts: "a size of at least 64MiB, or 0",
+        help: "disk for blocks that were read, which outlive the mount (0: none)",
+        host_only: Some("serve --cache-disk"),
+        set: |draft, v| some(&mut draft.cache_disk, parse_cache_disk(v)),
+        ..BASE
+    },
+    KeySpec {
         name: "staging_limit",
         default: "20GiB",
         accepts: "a size of at least 8MiB",
@@ -464,7 +474,7 @@ pub(super) const KEYS: &[KeySpec] = &[
         name: "cache_dir",
         default: "below the user's cache directory",
         accepts: "an absolute path",
-        help: "where attributes of objects are kept from one mount to the next; what is lost there is asked for again",
+        help: "where attributes of objects, and blocks (cache_disk), are kept from one mount to the next; what is lost there is asked for again",
         host_only: Some("serve --cache-dir"),
         set: |draft, v| some(&mut draft.cache_dir, absolute(v)),
         ..BASE

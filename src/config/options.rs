@@ -101,13 +101,15 @@ pub struct Transfer {
 pub struct HostOptions {
     /// Bytes of memory for cached blocks.
     pub cache_memory: u64,
+    /// Bytes of disk for blocks that were read; 0: none.
+    pub cache_disk: u64,
     /// Bytes that may wait until they are uploaded.
     pub staging_limit: u64,
     /// What they leave free of the disk.
     pub min_free: MinFree,
     /// Where bytes wait until they are uploaded; `None`: below the user's state directory.
     pub state_dir: Option<PathBuf>,
-    /// Where what is known of objects is kept; `None`: below the user's cache directory.
+    /// Where what is known of objects is kept, and blocks of theirs; `None`: below the user's cache directory.
     pub cache_dir: Option<PathBuf>,
     /// A PEM file of certificates to trust beside the system's.
     pub ca_cert: Option<PathBuf>,
@@ -142,6 +144,7 @@ impl Default for HostOptions {
     fn default() -> Self {
         Self {
             cache_memory: 256 << 20,
+            cache_disk: 0,
             staging_limit: 20 << 30,
             min_free: MinFree::Percent(10),
             state_dir: None,
@@ -274,6 +277,7 @@ impl Options {
         options.check = check.unwrap_or(options.check);
         options.allow_overlap = overlap.unwrap_or(options.allow_overlap);
         options.host.cache_memory = draft.cache_memory.unwrap_or(options.host.cache_memory);
+        options.host.cache_disk = draft.cache_disk.unwrap_or(options.host.cache_disk);
         options.host.staging_limit = draft.staging_limit.unwrap_or(options.host.staging_limit);
         options.host.min_free = draft.min_free.unwrap_or(options.host.min_free);
         options.host.state_dir = draft.state_dir;
@@ -399,6 +403,11 @@ impl Options {
             own.cache_memory != base.cache_memory,
             "cache_memory",
             format_size(own.cache_memory),
+        );
+        say(
+            own.cache_disk != base.cache_disk,
+            "cache_disk",
+            format_size(own.cache_disk),
         );
         say(
             own.staging_limit != base.staging_limit,

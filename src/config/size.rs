@@ -13,6 +13,12 @@ pub fn parse_size(text: &str) -> Option<u64> {
     (size.as_u64() < u64::MAX).then(|| size.as_u64())
 }
 
+/// The size of a cache on the disk, or 0: a smaller one would hold hardly more than what is read at the moment.
+pub fn parse_cache_disk(text: &str) -> Option<u64> {
+    const MIN: u64 = 64 << 20;
+    parse_size(text).filter(|bytes| *bytes == 0 || *bytes >= MIN)
+}
+
 /// A size as [`parse_size`] reads it back, in the largest unit that loses nothing.
 pub fn format_size(bytes: u64) -> String {
     const UNITS: [(u64, &str); 4] = [

@@ -79,7 +79,7 @@ impl StagingBudget {
 }
 
 /// Bytes that are free on a file system, and all it has.
-fn free_of(disk: &Statvfs) -> (u64, u64) {
+pub(super) fn free_of(disk: &Statvfs) -> (u64, u64) {
     let unit = disk.fragment_size();
     let free = disk.blocks_available().saturating_mul(unit);
     (free, disk.blocks().saturating_mul(unit))

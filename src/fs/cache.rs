@@ -1,4 +1,4 @@
-//! Blocks of objects in memory.
+//! Blocks of objects in memory, and on the host's disk where there is room for them.
 //!
 //! A block is fetched once however many ask for it, several neighbours in one range GET, and each is there
 //! for its readers as soon as its own bytes are. A fetch that was begun goes on when its reader is gone, but for what was
@@ -6,6 +6,9 @@
 //!
 //! moka keeps the blocks, by least recent use: its default policy drops what was just read ahead. It evicts
 //! lazily, so each insert does its share of the work.
+
+mod chunk;
+mod disk;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,7 +22,9 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+pub use self::disk::{BlockPlace, DiskCache};
 use super::block::{BLOCK_SIZE, BlockSpan, block_bytes};
+use super::blocking::blocking;
 use super::readahead::Found;
 use crate::store::{Bucket, Key, ObjectVersion, StoreError};
 
@@ -56,6 +61,8 @@ pub(crate) struct ObjectSource {
     /// Bytes of the object.
     pub(crate) size: u64,
     pub(crate) content: ContentId,
+    /// What a later process finds its blocks under; `None`: they are kept in memory alone.
+    pub(crate) place: Option<BlockPlace>,
 }
 
 /// A block on its way from one place. A rename gives the same content another place: whoever asks there does
@@ -88,6 +95,7 @@ struct Run {
 #[derive(Debug)]
 pub struct BlockCache {
     blocks: Cache<BlockKey, Bytes>,
+    disk: Option<Arc<DiskCache>>,
     flights: Mutex<HashMap<FlightKey, InFlight>>,
     next_content: AtomicU64,
     lookups: AtomicU64,
@@ -103,6 +111,11 @@ impl BlockCache {
     /// A cache that keeps to `memory` bytes: half for blocks at rest, a quarter for blocks read ahead, a
     /// quarter for upload parts.
     pub fn new(memory: u64) -> Arc<Self> {
+        Self::with_disk(memory, None)
+    }
+
+    /// Likewise; what it fetches is kept on the host's disk too.
+    pub fn with_disk(memory: u64, disk: Option<Arc<DiskCache>>) -> Arc<Self> {
         let quarter_kib = u32::try_from((memory / 4 / KIB).max(1024)).unwrap_or(u32::MAX >> 4);
         let permits = usize::try_from(quarter_kib).expect("usize has at least 32 bits");
         Arc::new(Self {
@@ -113,6 +126,7 @@ impl BlockCache {
                 })
                 .max_capacity(memory / 2)
                 .build(),
+            disk,
             flights: Mutex::new(HashMap::new()),
             next_content: AtomicU64::new(1),
             lookups: AtomicU64::new(0),
@@ -131,6 +145,11 @@ impl BlockCache {
     /// Bytes of blocks at rest.
     pub fn used_bytes(&self) -> u64 {
         self.blocks.weighted_size()
+    }
+
+    /// What is kept on the host's disk.
+    pub fn disk(&self) -> Option<&DiskCache> {
+        self.disk.as_deref()
     }
 
     /// Blocks looked up, and those of them that were there.
@@ -369,8 +388,53 @@ impl Drop for Landing {
     }
 }
 
-/// One GET for a run of neighbouring blocks.
+/// Brings a run of neighbouring blocks: what the disk has, and each run of what it does not have by one GET.
 async fn fetch(object: &ObjectSource, run: &Run, landings: Vec<Landing>) {
+    let Some(cache) = landings.first().map(|first| Arc::clone(&first.cache)) else {
+        return;
+    };
+    let missing = match cache.disk.as_ref().filter(|_| object.place.is_some()) {
+        Some(disk) => land_from_disk(disk, object, landings).await,
+        None => landings,
+    };
+    let mut runs: Vec<Vec<Landing>> = Vec::new();
+    for landing in missing {
+        let index = landing.key.block.index;
+        let goes_on = |run: &&mut Vec<Landing>| {
+            let last = run.last();
+            last.is_some_and(|last| last.key.block.index + 1 == index)
+        };
+        match runs.last_mut().filter(goes_on) {
+            Some(run) => run.push(landing),
+            None => runs.push(vec![landing]),
+        }
+    }
+    let gets = runs.into_iter().map(|landings| get(object, run, landings));
+    futures_util::future::join_all(gets).await;
+}
+
+/// Returns what the disk does not have.
+async fn land_from_disk(
+    disk: &Arc<DiskCache>,
+    object: &ObjectSource,
+    landings: Vec<Landing>,
+) -> Vec<Landing> {
+    let indices: Vec<u64> = landings.iter().map(|l| l.key.block.index).collect();
+    let (disk, source) = (Arc::clone(disk), object.clone());
+    let found = blocking(move || Ok(disk.read(&source, &indices))).await;
+    let mut found: HashMap<u64, Bytes> = found.unwrap_or_default().into_iter().collect();
+    let mut missing = Vec::new();
+    for landing in landings {
+        match found.remove(&landing.key.block.index) {
+            Some(block) => landing.land(Ok(block)),
+            None => missing.push(landing),
+        }
+    }
+    missing
+}
+
+/// One GET for a run of neighbouring blocks.
+async fn get(object: &ObjectSource, run: &Run, landings: Vec<Landing>) {
     let mut landings = landings.into_iter();
     let (Some(first), Some(last)) = (landings.as_slice().first(), landings.as_slice().last())
     else {
@@ -411,6 +475,9 @@ async fn fetch(object: &ObjectSource, run: &Run, landings: Vec<Landing>) {
         // Copied out, so that a block never holds on to more memory than its own.
         let block = Bytes::copy_from_slice(&pieces.split_to(len));
         if let Some(landing) = landings.next() {
+            if let Some(disk) = &cache.disk {
+                disk.keep(object, landing.key.block.index, &block);
+            }
             landing.land(Ok(block));
         }
     }
@@ -481,6 +548,7 @@ mod tests {
             version,
             size: 8 * MIB,
             content: cache.new_content(),
+            place: None,
         }
     }
 
@@ -547,6 +615,7 @@ mod tests {
             version,
             size: 5,
             content: cache.new_content(),
+            place: None,
         };
         let gone = ObjectSource {
             key: Key::new("old"),

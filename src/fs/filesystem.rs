@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use super::attr::{Attr, Caller};
 use super::budget::StagingBudget;
-use super::cache::{BlockCache, ObjectSource};
+use super::cache::{BlockCache, BlockPlace, ObjectSource};
 use super::error::FsError;
 use super::format::{Format, Formats};
 use super::handles::Handles;
@@ -81,6 +81,8 @@ pub struct Settings {
     pub staging_slack: u64,
     /// The daemon's block cache.
     pub cache: Arc<BlockCache>,
+    /// What a later process finds the volume's blocks under on this host's disk; `None`: nothing of them is kept there.
+    pub place: Option<BlockPlace>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// The formats of what is left to the next process.
@@ -110,6 +112,7 @@ impl Settings {
             staging,
             staging_slack: STAGING_SLACK,
             cache,
+            place: None,
             clock,
             formats: Formats::default(),
         }
@@ -453,6 +456,7 @@ impl FileSystem {
             version: remote.version.clone(),
             size: remote.size,
             content: remote.content,
+            place: self.settings.place,
         }
     }
 

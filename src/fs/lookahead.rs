@@ -31,6 +31,10 @@ const PAGES_MAX: u32 = 10;
 /// A directory is listed when so many lookups in it had to ask.
 const MISSES_BEFORE_LISTING: u32 = 2;
 
+/// So many names have to be asked for in vain before a listing that nobody called for is believed about names that
+/// are not there. Who puts objects there and looks for each does not wait for the ttl; who searches does not ask for each.
+const VAIN_BEFORE_ABSENT: u32 = 4;
+
 /// The directories of a volume in which names are looked up.
 #[derive(Debug)]
 pub(crate) struct Lookaheads(moka::sync::Cache<u64, Arc<Lookahead>>);
@@ -67,11 +71,21 @@ pub(crate) struct Lookahead {
 pub(crate) struct Listing {
     pub(crate) stream: DirStream,
     pages: u32,
+    /// When the one before came to its end, and whether it told what is not there.
+    last: Option<(Duration, bool)>,
 }
 
 impl Listing {
-    /// Whether another page is to be asked for.
-    pub(crate) fn begin_page(&mut self) -> bool {
+    /// Whether another page is to be asked for; of a new listing, which is to tell what is not there or need not.
+    pub(crate) fn begin_page(&mut self, tells_absent: bool, now: Duration, ttl: Duration) -> bool {
+        if self.pages == 0 {
+            if self.last.is_some_and(|(ended, told_absent)| {
+                now.saturating_sub(ended) < ttl && told_absent >= tells_absent
+            }) {
+                return false;
+            }
+            self.stream.tells_absent = tells_absent;
+        }
         if self.pages >= PAGES_MAX {
             // What was listed so far is known; the stream itself is not needed any more.
             self.stream = DirStream::default();
@@ -82,9 +96,14 @@ impl Listing {
     }
 
     /// The page is there, or could not be had. The next one is the first again where there is nothing more.
-    pub(crate) fn end_page(&mut self, is_there: bool) {
-        if !is_there || self.stream.is_at_end() {
-            *self = Self::default();
+    pub(crate) fn end_page(&mut self, is_there: bool, now: Duration) {
+        let is_at_end = is_there && self.stream.is_at_end();
+        if !is_there || is_at_end {
+            let told = (now, self.stream.tells_absent);
+            *self = Self {
+                last: is_at_end.then_some(told),
+                ..Self::default()
+            };
         }
     }
 }
@@ -99,6 +118,8 @@ pub(crate) type Asking = oneshot::Sender<()>;
 struct Asked {
     /// Lookups that had to ask.
     misses: u32,
+    /// Those of them that found nothing.
+    vain: u32,
     /// Names that may be asked for.
     credit: u32,
     /// What was asked for that nobody has looked up yet, and when.
@@ -127,6 +148,17 @@ impl Lookahead {
         asked.misses = asked.misses.saturating_add(1);
         asked.earn(1);
         asked.misses >= MISSES_BEFORE_LISTING
+    }
+
+    /// A lookup has asked for what is not there.
+    pub(crate) fn missed_in_vain(&self) {
+        let mut asked = self.asked.lock();
+        asked.vain = asked.vain.saturating_add(1);
+    }
+
+    /// Whether a listing is to be believed about what is not there.
+    pub(crate) fn is_searched(&self) -> bool {
+        self.asked.lock().vain >= VAIN_BEFORE_ABSENT
     }
 
     /// A lookup has found its answer here, which was asked for `age` ago and is believed for `ttl`. One that had to wait

@@ -37,7 +37,7 @@ mod usage;
 
 pub use attr::{Attr, Caller, SetAttr};
 pub use budget::StagingBudget;
-pub use cache::BlockCache;
+pub use cache::{BlockCache, BlockPlace, DiskCache};
 pub use error::FsError;
 pub use filesystem::{Entry, FileSystem, Settings};
 pub use format::{Format, Formats, UnknownFormat};

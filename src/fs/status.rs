@@ -18,6 +18,10 @@ pub struct Status {
     pub dirty_files: u64,
     /// Bytes of the daemon's block cache in use.
     pub cache_bytes: u64,
+    /// Bytes of disk that it uses.
+    pub cache_disk_bytes: u64,
+    /// Blocks that were read from the disk rather than asked of a store.
+    pub cache_disk_hits: u64,
     /// Blocks looked up in it.
     pub cache_lookups: u64,
     /// Those that were there.
@@ -87,6 +91,9 @@ impl FileSystem {
             last_error: self.last_error.lock().clone(),
             ..Status::default()
         };
+        if let Some(disk) = self.settings.cache.disk() {
+            (status.cache_disk_bytes, status.cache_disk_hits) = (disk.used_bytes(), disk.hits());
+        }
         (status.cache_lookups, status.cache_hits) = self.settings.cache.lookups_and_hits();
         (status.journal_bytes, status.journal_synced_bytes) = self.journal.bytes_and_synced();
         let tree = self.tree.lock();

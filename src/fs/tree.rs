@@ -901,7 +901,8 @@ mod tests {
         tree.observe(ROOT, &names[1], &object("1"), asked, TTL, &cache)
             .unwrap();
         tree.insert(ROOT, &names[2], attr(FileKind::File), TTL);
-        tree.finish_listing(ROOT, asked, TTL, TTL, 0);
+        tree.finish_listing(ROOT, asked, TTL, 0);
+        tree.note_listed(ROOT, TTL);
         let left: Vec<String> = tree
             .children(ROOT)
             .iter()

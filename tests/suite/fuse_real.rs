@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
 use crate::common::mounted::{Mounted, NOBODY};
-use crate::common::process::{fail, succeed};
+use crate::common::process::{fail, succeed, wait_for};
 use crate::common::s3::{Account, LocalS3};
 use crate::common::test_fs::pattern;
 
@@ -63,6 +63,7 @@ against_every_server! {
     locks_hold_between_processes_of_this_host,
     what_another_host_writes_is_seen_at_the_next_open_after_the_ttl,
     what_one_mount_has_learnt_of_objects_the_next_one_knows,
+    what_one_mount_has_read_the_next_one_has_on_the_disk,
     what_waits_is_listed_exported_given_up_and_retried,
 }
 
@@ -630,7 +631,7 @@ fn what_another_host_writes_is_seen_at_the_next_open_after_the_ttl(account: &Acc
 
 fn what_one_mount_has_learnt_of_objects_the_next_one_knows(account: &Account) {
     const LS: &str = "ls -lnR --time-style=full-iso";
-    let mut mounted = Mounted::keeping_attributes(account);
+    let mut mounted = Mounted::keeping_cache(account, "");
     mounted.sh("mkdir dir dir/empty
          for i in $(seq 300); do echo $i >dir/$i; done
          chmod 600 dir/1
@@ -650,6 +651,27 @@ fn what_one_mount_has_learnt_of_objects_the_next_one_knows(account: &Account) {
     let before = heads(&mounted);
     assert_eq!(mounted.sh(LS), shown);
     assert_eq!(heads(&mounted) - before, 0);
+}
+
+fn what_one_mount_has_read_the_next_one_has_on_the_disk(account: &Account) {
+    const BYTES: u64 = 9 << 20;
+    let body: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+    account.put("large", &body);
+    let mut mounted = Mounted::keeping_cache(account, "cache_disk=64MiB");
+    assert!(fs::read(mounted.path("large")).expect("read") == body);
+    let on_disk = |mounted: &Mounted| mounted.status()["cache_disk_bytes"].as_u64();
+    let limit = Duration::from_secs(20);
+    wait_for("it is on the disk", limit, || {
+        on_disk(&mounted) >= Some(BYTES)
+    });
+    mounted.remount();
+    assert!(fs::read(mounted.path("large")).expect("read") == body);
+    assert_eq!(mounted.requests().get("get"), None);
+
+    let other = vec![7; 9 << 20];
+    account.put("large", &other);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(fs::read(mounted.path("large")).expect("read") == other);
 }
 
 fn what_waits_is_listed_exported_given_up_and_retried(account: &Account) {

@@ -43,6 +43,7 @@ pub(super) fn status(filesystem: &FileSystem) -> MountStatus {
         dirty_bytes: status.dirty_bytes,
         dirty_files: status.dirty_files,
         cache_bytes: status.cache_bytes,
+        cache_disk_bytes: status.cache_disk_bytes,
         cache_hits: status.cache_hits,
         cache_lookups: status.cache_lookups,
         size: status.space.size,

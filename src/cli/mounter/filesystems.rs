@@ -17,7 +17,7 @@ use super::attributes::place;
 use super::kept::Kept;
 use crate::config::credentials::CredentialProvider;
 use crate::config::{Location, Options};
-use crate::fs::{FileSystem, FsError, Settings};
+use crate::fs::{BlockPlace, FileSystem, FsError, Settings};
 use crate::plugin::bucket::MountError;
 use crate::store::{Bucket, StoreError};
 
@@ -226,7 +226,9 @@ impl FileSystems {
         let cache = Arc::clone(&self.host.cache);
         let clock = Arc::clone(&self.host.clock);
         let staging = Arc::clone(&self.host.staging);
+        let place = place(&options);
         let settings = Settings {
+            place: place.map(|place| BlockPlace::of(&place.each_ref().map(String::as_str))),
             formats: self.kept.formats(),
             ..Settings::from_options(&options, staging_dir, staging, cache, clock)
         };

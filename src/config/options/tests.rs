@@ -130,6 +130,8 @@ fn every_key_and_alias_lands_where_it_belongs() {
         ("check", "no", |o| !o.check),
         ("overlap", "allow", |o| o.allow_overlap),
         ("cache_memory", "1GiB", |o| o.host.cache_memory == 1 << 30),
+        ("cache_disk", "10GiB", |o| o.host.cache_disk == 10 << 30),
+        ("cache_disk", "0", |o| o.host.cache_disk == 0),
         ("staging_limit", "1GiB", |o| o.host.staging_limit == 1 << 30),
         ("min_free", "1GiB", |o| {
             o.host.min_free == MinFree::Bytes(1 << 30)
@@ -344,6 +346,7 @@ fn a_bad_value_names_key_value_and_what_is_accepted() {
         ("cache_memory", "x"),
         ("state_dir", "x"),
         ("cache_dir", "x"),
+        ("cache_disk", "1MiB"),
         ("staging_limit", "1MiB"),
         ("min_free", "100%"),
         ("min_free", "+5%"),
@@ -474,6 +477,7 @@ fn contradictions_are_refused_with_both_keys() {
 fn a_volumes_creator_must_not_name_host_paths_or_memory() {
     for (key, instead) in [
         ("cache_memory", "serve --cache-memory"),
+        ("cache_disk", "serve --cache-disk"),
         ("staging_limit", "serve --staging-limit"),
         ("min_free", "serve --min-free"),
         ("state_dir", "serve --state-dir"),
@@ -606,6 +610,7 @@ fn canonical_pairs_hold_no_secret_and_give_the_same_options_again() {
         ("cache_memory", "1GiB"),
         ("state_dir", "/s"),
         ("cache_dir", "/c"),
+        ("cache_disk", "100MiB"),
         ("staging_limit", "9MiB"),
         ("min_free", "7%"),
         ("ca_cert", "/c"),

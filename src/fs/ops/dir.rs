@@ -41,7 +41,7 @@ pub struct DirEntry {
 }
 
 /// A reader's way through a directory, page by page of the store's listing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct DirStream {
     entries: Vec<Child>,
     positions: HashMap<Arc<str>, usize>,
@@ -49,7 +49,22 @@ pub(crate) struct DirStream {
     shown: usize,
     /// Of the store's names so many cannot be shown.
     unshowable: u32,
+    /// What the listing does not have is not there, for as long as it is believed.
+    pub(crate) tells_absent: bool,
     progress: Progress,
+}
+
+impl Default for DirStream {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            positions: HashMap::new(),
+            shown: 0,
+            unshowable: 0,
+            tells_absent: true,
+            progress: Progress::default(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -285,7 +300,10 @@ impl FileSystem {
             if tree.key_of(ino).as_ref() != Some(&directory) {
                 return Err(FsError::Stale);
             }
-            tree.finish_listing(ino, asked, began, self.now(), stream.unshowable);
+            tree.finish_listing(ino, asked, self.now(), stream.unshowable);
+            if stream.tells_absent {
+                tree.note_listed(ino, began);
+            }
             self.settle_parted(&mut tree);
             // What was made here and is not in the bucket yet.
             for child in tree.children(ino) {

@@ -72,8 +72,12 @@ impl FileSystem {
             Known::Absent => self.check_directory(parent).map(|()| None),
             Known::Unknown => {
                 self.check_directory(parent)?;
-                self.expect_more(parent, name);
-                self.ask(parent, name, Question::Anything).await
+                let lookahead = self.expect_more(parent, name);
+                let found = self.ask(parent, name, Question::Anything).await?;
+                if let (Some(lookahead), None) = (lookahead, &found) {
+                    lookahead.missed_in_vain();
+                }
+                Ok(found)
             }
             Known::Stale(inode) => {
                 self.expect_more(parent, name);
@@ -104,16 +108,17 @@ impl FileSystem {
 
     /// A lookup in this directory has to ask the store: more of them are expected. What the store says is listed, page
     /// by page, and the attributes of the names after this one are asked for.
-    fn expect_more(&self, parent: u64, name: &Arc<str>) {
+    fn expect_more(&self, parent: u64, name: &Arc<str>) -> Option<Arc<Lookahead>> {
         // Who wants every lookup to ask gets nothing that was asked before.
         if self.settings.metadata_ttl.is_zero() {
-            return;
+            return None;
         }
         let lookahead = self.lookaheads.watch(parent);
         if lookahead.missed() {
             self.list_ahead(&lookahead, parent);
         }
         self.ask_ahead(&lookahead, parent, name);
+        Some(lookahead)
     }
 
     fn list_ahead(&self, lookahead: &Arc<Lookahead>, parent: u64) {
@@ -128,10 +133,10 @@ impl FileSystem {
         self.runtime.spawn(async move {
             // One page at a time; who comes meanwhile has its answer soon.
             if let Ok(mut listing) = lookahead.listing.try_lock()
-                && listing.begin_page()
+                && listing.begin_page(lookahead.is_searched(), now, ttl)
             {
                 let page = this.next_page(parent, &mut listing.stream).await;
-                listing.end_page(page.is_ok());
+                listing.end_page(page.is_ok(), this.now());
             }
         });
     }

@@ -119,7 +119,6 @@ impl Tree {
         &mut self,
         parent: u64,
         asked: u64,
-        began: Duration,
         now: Duration,
         unshowable: u32,
     ) {
@@ -138,9 +137,16 @@ impl Tree {
             }
         }
         if let Some(directory) = self.directory_mut(parent) {
-            directory.listed = Some(began);
             directory.unshowable = unshowable;
             directory.drop_old_tombstones(now);
+        }
+    }
+
+    /// The listing that has come to its end began at `began`: until the ttl has passed since then it is believed about
+    /// what it did not have.
+    pub(crate) fn note_listed(&mut self, parent: u64, began: Duration) {
+        if let Some(directory) = self.directory_mut(parent) {
+            directory.listed = Some(began);
         }
     }
 

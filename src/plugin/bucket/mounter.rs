@@ -98,6 +98,9 @@ pub struct MountStatus {
     pub dirty_files: u64,
     /// Bytes of memory the daemon's block cache uses.
     pub cache_bytes: u64,
+    /// Bytes of disk it uses.
+    #[serde(default)]
+    pub cache_disk_bytes: u64,
     /// Reads answered without the store, and all reads.
     pub cache_hits: u64,
     /// Blocks looked up.

@@ -57,8 +57,8 @@ impl Mounted {
     }
 
     /// Mounts the account's bucket as root; from now on what one mount has learnt of objects the next one knows.
-    pub(crate) fn keeping_attributes(account: &Account) -> Self {
-        let mut mounted = Self::by_root(account, "");
+    pub(crate) fn keeping_cache(account: &Account, options: &'static str) -> Self {
+        let mut mounted = Self::with(account, options);
         mounted.keeps_cache = true;
         mounted.remount();
         mounted
@@ -253,6 +253,11 @@ impl Mounted {
 
     /// Requests that the mount has sent so far, by verb, once everything is in the bucket.
     pub(crate) fn requests(&self) -> BTreeMap<String, u64> {
+        serde_json::from_value(self.status()["requests"].clone()).expect("a number for each verb")
+    }
+
+    /// What `status` says of the mount, when all is in the bucket.
+    pub(crate) fn status(&self) -> serde_json::Value {
         succeed(self.bucketvol(60).arg("sync").arg(self.path("")));
         let status = succeed(self.bucketvol(60).args(["status", "--json"]));
         let status: Vec<serde_json::Value> = serde_json::from_str(&status).expect("JSON");
@@ -263,7 +268,7 @@ impl Mounted {
             point.is_some_and(|point| self.path("").starts_with(point))
         };
         let mount = mounts.find(ours).expect("it is mounted");
-        serde_json::from_value(mount["requests"].clone()).expect("a number for each verb")
+        mount.clone()
     }
 
     /// What the program has said on stderr.

@@ -420,6 +420,7 @@ impl TestFs {
             // Nothing that can be given back stays: what is still needed would be missed soon.
             staging_slack: 0,
             cache: BlockCache::new(64 * 1024 * 1024),
+            place: None,
             clock: shared,
             formats: Formats::default(),
         };

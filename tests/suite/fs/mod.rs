@@ -30,6 +30,7 @@ macro_rules! on_each_store {
 }
 
 // Names, listings and lookups, odd keys included.
+mod lookups;
 mod names;
 // Reading and writing.
 mod content;
@@ -39,6 +40,8 @@ mod directories;
 mod attributes;
 // What is known of objects from one process to the next.
 mod attribute_cache;
+// Their blocks, likewise.
+mod disk_cache;
 // Extended attributes.
 mod xattrs;
 // fallocate.
@@ -51,7 +54,6 @@ mod quota;
 mod moves;
 // link.
 mod links;
-mod lookups;
 // What two hosts on one bucket see of each other.
 mod hosts;
 // Random operations against a model, and what they once found.
