@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::memory;
 use super::mount::{cache_dir, state_dir};
 use super::mounter::{self, FuseMounter, Host, attributes};
 use super::progress;
@@ -83,7 +84,7 @@ pub(super) async fn mount_at(
         state_dir,
         ambient: ambient.clone(),
         staging: StagingBudget::new(options.host.staging_limit, options.host.min_free),
-        cache: BlockCache::with_disk(options.host.cache_memory, disk),
+        cache: BlockCache::with_disk(memory::budget(options.host.cache_memory), disk),
         attributes,
         clock: SystemClock::shared(),
         worker: Arc::clone(worker),
@@ -118,7 +119,7 @@ pub(super) async fn mounter(
         state_dir: args.state_dir.join(STAGING),
         ambient: args.ambient()?,
         staging: StagingBudget::new(args.staging_limit, args.min_free),
-        cache: BlockCache::with_disk(args.cache_memory, disk),
+        cache: BlockCache::with_disk(memory::budget(args.cache_memory), disk),
         attributes: Some(attributes),
         clock: SystemClock::shared(),
         worker: Arc::clone(worker),

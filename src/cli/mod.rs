@@ -8,6 +8,7 @@ mod compose;
 mod control;
 mod doctor;
 mod ending;
+mod memory;
 mod mount;
 pub mod mounter;
 mod mountpoint;

@@ -1,5 +1,7 @@
 //! What the tests stand on: servers, daemons and places of their own, each gone when its value is dropped.
 
+#[cfg(feature = "fuse-tests")]
+pub(crate) mod cgroup;
 pub(crate) mod counting;
 #[cfg(feature = "docker-tests")]
 pub(crate) mod daemon;

@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::common::cgroup::Memory;
 use crate::common::mounted::Mounted;
 use crate::common::process::{cannot_run, wait_for};
 use crate::common::s3::LocalS3;
@@ -94,59 +94,7 @@ fn workers_that_are_killed_as_they_start_are_replaced_ever_later_and_programs_go
     mounted.unmount();
 }
 
-/// A control group whose processes may have so much memory.
-struct Memory {
-    directory: PathBuf,
-    limit: &'static str,
-    unlimited: &'static str,
-}
-
-impl Memory {
-    /// `None`: this machine's control groups do not limit memory for us.
-    fn limited(bytes: u64) -> Option<Self> {
-        let name = format!("bucketvol-test-{}", std::process::id());
-        let (v1, v2) = (
-            PathBuf::from("/sys/fs/cgroup/memory"),
-            PathBuf::from("/sys/fs/cgroup"),
-        );
-        let (above, limit, unlimited) = match v1.join("memory.limit_in_bytes").exists() {
-            true => (v1, "memory.limit_in_bytes", "-1"),
-            false => (v2, "memory.max", "max"),
-        };
-        let directory = above.join(name);
-        fs::create_dir(&directory).ok()?;
-        let memory = Self {
-            directory,
-            limit,
-            unlimited,
-        };
-        fs::write(memory.directory.join(limit), bytes.to_string()).ok()?;
-        Some(memory)
-    }
-
-    fn take(&self, process: Pid) {
-        let processes = self.directory.join("cgroup.procs");
-        fs::write(processes, process.to_string()).expect("it is moved");
-    }
-
-    fn lift(&self) {
-        fs::write(self.directory.join(self.limit), self.unlimited).expect("no limit");
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // Those in it have ended; the kernel may need a moment to know.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.directory).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// Blocks that were read are kept in the worker's memory: it gets more than its group may have.
+/// Blocks that were read are kept in the worker's memory: it gets more than its group may have by now.
 #[test]
 fn a_worker_that_the_kernel_takes_for_want_of_memory_is_replaced_and_programs_go_on() {
     const LEN: usize = 160 << 20;
@@ -174,5 +122,33 @@ fn a_worker_that_the_kernel_takes_for_want_of_memory_is_replaced_and_programs_go
     let log = mounted.log();
     assert!(log.contains("ended by SIGKILL"), "{log}");
     assert_eq!(mounted.keeper(), keeper);
+    mounted.unmount();
+}
+
+/// A worker that starts in such a group takes no more than it may.
+#[test]
+fn a_worker_keeps_to_what_its_control_group_allows() {
+    const LEN: usize = 400 << 20;
+    let server = LocalS3::start();
+    let bytes = pattern(LEN);
+    server.account().put("large", &bytes);
+    let Some(memory) = Memory::limited(160 << 20) else {
+        return cannot_run("no control group limits memory here");
+    };
+    let mut mounted = Mounted::by_root(server.account(), "");
+    let keeper = mounted.keeper();
+    memory.take(Pid::from_raw(keeper.try_into().expect("a pid")));
+    let before = mounted.worker().expect("it serves");
+    kill(before, Signal::SIGKILL).expect("it is ours");
+    wait_for("another worker", PATIENCE, || {
+        mounted.worker().is_some_and(|next| next != before)
+    });
+    let worker = mounted.worker().expect("it serves");
+    for _ in 0..2 {
+        assert!(fs::read(mounted.path("large")).expect("read") == bytes);
+    }
+    assert_eq!(mounted.worker(), Some(worker), "nobody had to end it");
+    let log = mounted.log();
+    assert!(log.contains("the control group allows 160MiB"), "{log}");
     mounted.unmount();
 }
