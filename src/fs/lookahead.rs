@@ -3,7 +3,8 @@
 //! Who opens the files of a directory one after the other would wait for a HEAD of each. The names that come next
 //! are asked about while he reads. What that may waste is bounded: of `n` lookups that had to ask and `h` that
 //! found their answer here, at most `n + 2h` names are asked ahead; and it stays with names that were looked up
-//! at all, in directories where that happens again and again.
+//! at all, in directories where that happens again and again. Where most files that are looked up are read from their
+//! beginning too, the bytes of small ones are fetched with their attributes.
 //!
 //! No I/O.
 
@@ -21,7 +22,8 @@ use super::ops::dir::DirStream;
 /// Directories in which lookups are watched; the least recently used is forgotten.
 const DIRECTORIES_MAX: u64 = 256;
 
-/// Names that are asked ahead of one reader: as many GETs of small files fill a line 100 ms long.
+/// Names that are asked ahead of one reader: as many GETs of small files fill a line 100 ms long, and their blocks are
+/// 4 MiB.
 const AHEAD_MAX: u32 = 32;
 
 /// Pages of a directory's listing that lookups bring about. Whoever looks up names in a larger directory may never
@@ -30,6 +32,9 @@ const PAGES_MAX: u32 = 10;
 
 /// A directory is listed when so many lookups in it had to ask.
 const MISSES_BEFORE_LISTING: u32 = 2;
+
+/// So many files have to be read before the bytes of others are fetched ahead.
+const READS_BEFORE_BYTES: u32 = 2;
 
 /// So many names have to be asked for in vain before a listing that nobody called for is believed about names that
 /// are not there. Who puts objects there and looks for each does not wait for the ttl; who searches does not ask for each.
@@ -120,6 +125,10 @@ struct Asked {
     misses: u32,
     /// Those of them that found nothing.
     vain: u32,
+    /// Lookups that found their answer here.
+    hits: u32,
+    /// Files that were read from their beginning.
+    reads: u32,
     /// Names that may be asked for.
     credit: u32,
     /// What was asked for that nobody has looked up yet, and when.
@@ -164,7 +173,22 @@ impl Lookahead {
     /// A lookup has found its answer here, which was asked for `age` ago and is believed for `ttl`. One that had to wait
     /// for a good part of that is far enough ahead.
     pub(crate) fn hit(&self, age: Duration, ttl: Duration) {
-        self.asked.lock().earn(if age < ttl / 4 { 2 } else { 1 });
+        let mut asked = self.asked.lock();
+        asked.hits = asked.hits.saturating_add(1);
+        asked.earn(if age < ttl / 4 { 2 } else { 1 });
+    }
+
+    /// A file of the directory is read from its beginning.
+    pub(crate) fn read(&self) {
+        let mut asked = self.asked.lock();
+        asked.reads = asked.reads.saturating_add(1);
+    }
+
+    /// Whether most files that are looked up are read.
+    pub(crate) fn is_read(&self) -> bool {
+        let asked = self.asked.lock();
+        let found = (asked.misses - asked.vain).saturating_add(asked.hits);
+        asked.reads >= READS_BEFORE_BYTES && asked.reads >= found / 2
     }
 
     /// Those of `names` that are to be asked for now: whoever asks drops what comes with each when he has the answer.
@@ -279,6 +303,25 @@ mod tests {
         drop(asked);
         assert!(ahead.answered.now_or_never().is_some());
         assert!(lookahead.take("0001", Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn bytes_are_fetched_ahead_where_files_are_read_and_not_where_they_are_looked_at() {
+        let lookahead = Lookahead::default();
+        for _ in 0..2 {
+            lookahead.missed();
+            assert!(!lookahead.is_read());
+            lookahead.read();
+        }
+        assert!(lookahead.is_read());
+        for _ in 0..4 {
+            lookahead.hit(Duration::ZERO, TTL);
+        }
+        assert!(!lookahead.is_read(), "2 of 6");
+        lookahead.missed();
+        lookahead.missed_in_vain();
+        lookahead.read();
+        assert!(lookahead.is_read(), "3 of 6 that are there");
     }
 
     proptest! {

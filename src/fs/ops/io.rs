@@ -173,6 +173,9 @@ impl FileSystem {
         len: u32,
     ) -> Result<Vec<Bytes>, (FsError, Option<ObjectSource>)> {
         // What is staged is read under the lock: an upload that ends may give its place to other bytes.
+        if offset == 0 && len > 0 {
+            self.expect_reads(&handle.inode);
+        }
         let (pieces, object) = {
             let state = handle.inode.state.lock();
             handle
@@ -192,6 +195,15 @@ impl FileSystem {
         };
         let read = self.read_pieces(pieces, object.as_ref(), ahead).await;
         read.map_err(|error| (error, object))
+    }
+
+    /// A file is read from its beginning: so may be the next ones of its directory.
+    fn expect_reads(&self, inode: &Inode) {
+        let place = self.tree.lock().place_of(inode.ino);
+        let lookahead = place.and_then(|(parent, _)| self.lookaheads.get(parent));
+        if let Some(lookahead) = lookahead {
+            lookahead.read();
+        }
     }
 
     /// The object behind an inode, if it has one.

@@ -3,13 +3,14 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use crate::fs::block::BLOCK_SIZE;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::{Entry, FileSystem};
 use crate::fs::inode::Inode;
 use crate::fs::lookahead::Lookahead;
 use crate::fs::name::{Name, NameError};
 use crate::fs::tree::{Known, Observed, ObservedObject};
-use crate::store::{Key, ListEntry, ListRequest, Object, StoreError};
+use crate::store::{FileKind, Key, ListEntry, ListRequest, Object, StoreError};
 
 /// The objects of a directory can be brought elsewhere so often at most while one question is asked.
 const ASK_ATTEMPTS: u32 = 4;
@@ -92,7 +93,7 @@ impl FileSystem {
     }
 
     /// Likewise, of a name that may have been asked ahead; asks for the next ones if it was.
-    async fn look_ahead(&self, lookahead: &Lookahead, parent: u64, name: &Arc<str>) -> Known {
+    async fn look_ahead(&self, lookahead: &Arc<Lookahead>, parent: u64, name: &Arc<str>) -> Known {
         let Some(ahead) = lookahead.take(name, self.now()) else {
             return self.look(parent, name);
         };
@@ -141,7 +142,7 @@ impl FileSystem {
         });
     }
 
-    fn ask_ahead(&self, lookahead: &Lookahead, parent: u64, name: &str) {
+    fn ask_ahead(&self, lookahead: &Arc<Lookahead>, parent: u64, name: &str) {
         let Some(this) = self.this.upgrade() else {
             return;
         };
@@ -153,14 +154,32 @@ impl FileSystem {
         let next = self.tree.lock().stale_after(parent, name, reach, now, ttl);
         let asked = lookahead.ask(next, now, ttl);
         for (name, asking) in asked {
-            let this = Arc::clone(&this);
+            let (this, lookahead) = (Arc::clone(&this), Arc::clone(lookahead));
             self.runtime.spawn(async move {
                 if let Known::Stale(inode) = this.look(parent, &name) {
                     // Who looks it up asks again, and is told of an error.
-                    let _ = this.ask_again(parent, &name, &inode).await;
+                    let found = this.ask_again(parent, &name, &inode).await;
+                    if let Ok(Some(inode)) = found
+                        && lookahead.is_read()
+                    {
+                        this.fetch_small(&inode);
+                    }
                 }
                 drop(asking);
             });
+        }
+    }
+
+    /// Begins to fetch the bytes of a file that is one block.
+    fn fetch_small(&self, inode: &Inode) {
+        let object = {
+            let state = inode.state.lock();
+            let is_small = state.attr.kind == FileKind::File && state.attr.size <= BLOCK_SIZE;
+            let is_clean = is_small && !state.unsent.any();
+            self.source_of(&state).filter(|_| is_clean)
+        };
+        if let Some(object) = object {
+            self.settings.cache.prefetch(&object, &(0..object.size));
         }
     }
 
