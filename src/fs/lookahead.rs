@@ -30,8 +30,15 @@ const AHEAD_MAX: u32 = 32;
 /// come to the end of it.
 const PAGES_MAX: u32 = 10;
 
-/// A directory is listed when so many lookups in it had to ask.
-const MISSES_BEFORE_LISTING: u32 = 2;
+/// Lookups that are further apart have nothing to do with each other: who looks at one file now and then pays for
+/// that one alone.
+const BURST: Duration = Duration::from_secs(1);
+
+/// Names are asked ahead when so many lookups of one burst had to ask.
+const MISSES_BEFORE_ASKING: u32 = 2;
+
+/// A directory is listed when so many lookups of one burst had to ask: a listing costs as much as a dozen HEADs.
+const MISSES_BEFORE_LISTING: u32 = 4;
 
 /// So many files have to be read before the bytes of others are fetched ahead.
 const READS_BEFORE_BYTES: u32 = 2;
@@ -121,7 +128,9 @@ pub(crate) type Asking = oneshot::Sender<()>;
 
 #[derive(Debug, Default)]
 struct Asked {
-    /// Lookups that had to ask.
+    /// When a lookup had to ask last.
+    missed: Option<Duration>,
+    /// Lookups of this burst that had to ask.
     misses: u32,
     /// Those of them that found nothing.
     vain: u32,
@@ -152,10 +161,17 @@ impl Lookahead {
     }
 
     /// A lookup had to ask itself. Returns whether the directory is worth a listing.
-    pub(crate) fn missed(&self) -> bool {
+    pub(crate) fn missed(&self, now: Duration) -> bool {
         let mut asked = self.asked.lock();
+        let is_far = |before: Duration| now.saturating_sub(before) > BURST;
+        if asked.missed.is_none_or(is_far) && asked.ahead.is_empty() {
+            *asked = Asked::default();
+        }
+        asked.missed = Some(now);
         asked.misses = asked.misses.saturating_add(1);
-        asked.earn(1);
+        if asked.misses >= MISSES_BEFORE_ASKING {
+            asked.earn(1);
+        }
         asked.misses >= MISSES_BEFORE_LISTING
     }
 
@@ -187,7 +203,10 @@ impl Lookahead {
     /// Whether most files that are looked up are read.
     pub(crate) fn is_read(&self) -> bool {
         let asked = self.asked.lock();
-        let found = (asked.misses - asked.vain).saturating_add(asked.hits);
+        let found = asked
+            .misses
+            .saturating_sub(asked.vain)
+            .saturating_add(asked.hits);
         asked.reads >= READS_BEFORE_BYTES && asked.reads >= found / 2
     }
 
@@ -269,7 +288,7 @@ mod tests {
                     self.hits += 1;
                 }
                 _ => {
-                    self.lookahead.missed();
+                    self.lookahead.missed(self.now);
                     self.misses += 1;
                 }
             }
@@ -281,7 +300,7 @@ mod tests {
 
     #[test]
     fn who_goes_through_a_directory_waits_for_few_answers() {
-        for (millis, misses_max) in [(1, 3), (15, 3), (100, 40), (400, 100), (900, 500)] {
+        for (millis, misses_max) in [(1, 3), (15, 3), (100, 40), (400, 100), (900, 600)] {
             let mut reader = Reader::default();
             for number in 0..1000 {
                 reader.look(number, Duration::from_millis(millis));
@@ -293,11 +312,21 @@ mod tests {
     }
 
     #[test]
+    fn who_looks_at_a_file_now_and_then_has_nothing_asked_ahead() {
+        let mut reader = Reader::default();
+        for number in 0..100 {
+            reader.look(number * 7 % 1000, BURST * 2);
+        }
+        assert_eq!((reader.misses, reader.asked), (100, 0));
+    }
+
+    #[test]
     fn what_was_asked_ahead_is_one_lookups_alone() {
         let lookahead = Lookahead::default();
-        lookahead.missed();
+        lookahead.missed(Duration::ZERO);
+        lookahead.missed(Duration::ZERO);
         let asked = lookahead.ask([Reader::name(1), Reader::name(2)], Duration::ZERO, TTL);
-        assert_eq!(asked.len(), 1, "as many as had to ask");
+        assert_eq!(asked.len(), 1, "one for the second that had to ask");
         let ahead = lookahead.take("0001", Duration::ZERO).unwrap();
         assert!(ahead.answered.clone().now_or_never().is_none());
         drop(asked);
@@ -309,7 +338,7 @@ mod tests {
     fn bytes_are_fetched_ahead_where_files_are_read_and_not_where_they_are_looked_at() {
         let lookahead = Lookahead::default();
         for _ in 0..2 {
-            lookahead.missed();
+            lookahead.missed(Duration::ZERO);
             assert!(!lookahead.is_read());
             lookahead.read();
         }
@@ -318,7 +347,7 @@ mod tests {
             lookahead.hit(Duration::ZERO, TTL);
         }
         assert!(!lookahead.is_read(), "2 of 6");
-        lookahead.missed();
+        lookahead.missed(Duration::ZERO);
         lookahead.missed_in_vain();
         lookahead.read();
         assert!(lookahead.is_read(), "3 of 6 that are there");

@@ -230,7 +230,7 @@ impl Tree {
     }
 
     /// Every inode.
-    pub(crate) fn inodes(&self) -> impl Iterator<Item = &Arc<Inode>> {
+    pub(crate) fn inodes(&self) -> impl ExactSizeIterator<Item = &Arc<Inode>> {
         self.nodes.values().map(|node| &node.inode)
     }
 
