@@ -13,6 +13,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::FsError;
 use super::filesystem::FileSystem;
@@ -322,7 +323,7 @@ impl FileSystem {
     pub(crate) fn forget_doomed(&self, key: &Key, inode: &Inode, version: Option<ObjectVersion>) {
         let now = self.now();
         self.tree.lock().remove_orphan(key, inode.ino, now);
-        self.uploader.tell(|queue| queue.settled(inode.ino, now));
+        self.uploader_is_done_with(inode.ino, now);
         if let Some(version) = version {
             let key = key.clone();
             self.append_or_warn(&Record::Deleted { key, version });
@@ -380,12 +381,23 @@ impl FileSystem {
         state.journaled = self.stays_journaled(state);
         state.attempt = None;
         let now = self.now();
-        self.uploader.tell(|queue| queue.settled(ino, now));
-        if self.staging.is_retired(ino) {
-            self.uploader.tell(|queue| queue.urgent(ino, now));
-        } else if state.linked != Linked::No || state.opens == 0 {
+        let is_retired = self.uploader_is_done_with(ino, now);
+        if !is_retired && (state.linked != Linked::No || state.opens == 0) {
             self.staging.remove(ino);
         }
+    }
+
+    /// Nothing of the inode is to be sent, but the uploader is still to see to its staging file if that was retired.
+    /// Returns whether it was.
+    fn uploader_is_done_with(&self, ino: u64, now: Duration) -> bool {
+        let is_retired = self.staging.is_retired(ino);
+        self.uploader.tell(|queue| {
+            queue.settled(ino, now);
+            if is_retired {
+                queue.urgent(ino, now);
+            }
+        });
+        is_retired
     }
 
     /// Keeps what an open inode, or the root, is for a process that takes over: the journal may not have it.

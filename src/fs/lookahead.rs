@@ -3,7 +3,7 @@
 //! Who opens the files of a directory one after the other would wait for a HEAD of each. The names that come next
 //! are asked about while he reads. What that may waste is bounded: of `n` lookups that had to ask and `h` that
 //! found their answer here, at most `n + 2h` names are asked ahead; and it stays with names that were looked up
-//! at all, in directories where that happens again and again. Where most files that are looked up are read from their
+//! at all, in bursts, one directory at a time. Where most files that are looked up are read from their
 //! beginning too, the bytes of small ones are fetched with their attributes.
 //!
 //! No I/O.
@@ -91,9 +91,10 @@ impl Listing {
     /// Whether another page is to be asked for; of a new listing, which is to tell what is not there or need not.
     pub(crate) fn begin_page(&mut self, tells_absent: bool, now: Duration, ttl: Duration) -> bool {
         if self.pages == 0 {
-            if self.last.is_some_and(|(ended, told_absent)| {
-                now.saturating_sub(ended) < ttl && told_absent >= tells_absent
-            }) {
+            let is_as_good = |(ended, told_absent): (Duration, bool)| {
+                now.saturating_sub(ended) < ttl && (told_absent || !tells_absent)
+            };
+            if self.last.is_some_and(is_as_good) {
                 return false;
             }
             self.stream.tells_absent = tells_absent;
@@ -164,8 +165,11 @@ impl Lookahead {
     pub(crate) fn missed(&self, now: Duration) -> bool {
         let mut asked = self.asked.lock();
         let is_far = |before: Duration| now.saturating_sub(before) > BURST;
-        if asked.missed.is_none_or(is_far) && asked.ahead.is_empty() {
-            *asked = Asked::default();
+        if asked.missed.is_none_or(is_far) {
+            *asked = Asked {
+                ahead: std::mem::take(&mut asked.ahead),
+                ..Asked::default()
+            };
         }
         asked.missed = Some(now);
         asked.misses = asked.misses.saturating_add(1);
