@@ -1,6 +1,6 @@
 //! The composition root proper: the one file that joins driver, mounter, file system and store.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,8 +44,13 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What earlier mounts of the same place have learnt of its objects.
 pub(super) fn attributes_of(options: &Options) -> Option<Arc<AttributeCache>> {
-    let dir = options.host.cache_dir.clone().or_else(cache_dir)?;
+    let dir = cache_dir_of(options)?;
     attributes::of_command(&dir, options, &*SystemClock::shared())
+}
+
+/// Where a command keeps what outlives it; `None`: nowhere.
+fn cache_dir_of(options: &Options) -> Option<PathBuf> {
+    options.host.cache_dir.clone().or_else(cache_dir)
 }
 
 /// What the daemon has learnt of objects.
@@ -76,10 +81,8 @@ pub(super) async fn mount_at(
         Some(dir) => dir.clone(),
         None => state_dir()?.join(STAGING),
     };
-    let disk = match options.host.cache_dir.clone().or_else(cache_dir) {
-        Some(dir) => blocks_in(&dir, options.host.cache_disk, options.host.min_free),
-        None => None,
-    };
+    let disk = cache_dir_of(options)
+        .and_then(|dir| blocks_in(&dir, options.host.cache_disk, options.host.min_free));
     let host = Host {
         state_dir,
         ambient: ambient.clone(),

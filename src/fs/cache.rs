@@ -390,47 +390,41 @@ impl Drop for Landing {
 
 /// Brings a run of neighbouring blocks: what the disk has, and each run of what it does not have by one GET.
 async fn fetch(object: &ObjectSource, run: &Run, landings: Vec<Landing>) {
-    let Some(cache) = landings.first().map(|first| Arc::clone(&first.cache)) else {
-        return;
-    };
-    let missing = match cache.disk.as_ref().filter(|_| object.place.is_some()) {
-        Some(disk) => land_from_disk(disk, object, landings).await,
-        None => landings,
-    };
-    let mut runs: Vec<Vec<Landing>> = Vec::new();
-    for landing in missing {
-        let index = landing.key.block.index;
-        let goes_on = |run: &&mut Vec<Landing>| {
-            let last = run.last();
-            last.is_some_and(|last| last.key.block.index + 1 == index)
-        };
-        match runs.last_mut().filter(goes_on) {
-            Some(run) => run.push(landing),
-            None => runs.push(vec![landing]),
+    let cache = landings.first().map(|first| Arc::clone(&first.cache));
+    let disk = cache.as_ref().and_then(|cache| cache.disk.as_ref());
+    match disk.filter(|_| object.place.is_some()) {
+        None => get(object, run, landings).await,
+        Some(disk) => {
+            let missing = land_from_disk(disk, object, landings).await;
+            let gets = missing.into_iter().map(|run_of| get(object, run, run_of));
+            futures_util::future::join_all(gets).await;
         }
     }
-    let gets = runs.into_iter().map(|landings| get(object, run, landings));
-    futures_util::future::join_all(gets).await;
 }
 
-/// Returns what the disk does not have.
+/// Returns the runs of blocks between those that the disk has.
 async fn land_from_disk(
     disk: &Arc<DiskCache>,
     object: &ObjectSource,
     landings: Vec<Landing>,
-) -> Vec<Landing> {
+) -> Vec<Vec<Landing>> {
     let indices: Vec<u64> = landings.iter().map(|l| l.key.block.index).collect();
     let (disk, source) = (Arc::clone(disk), object.clone());
     let found = blocking(move || Ok(disk.read(&source, &indices))).await;
     let mut found: HashMap<u64, Bytes> = found.unwrap_or_default().into_iter().collect();
-    let mut missing = Vec::new();
+    let (mut runs, mut missing) = (Vec::new(), Vec::new());
     for landing in landings {
         match found.remove(&landing.key.block.index) {
-            Some(block) => landing.land(Ok(block)),
+            Some(block) => {
+                landing.land(Ok(block));
+                runs.push(std::mem::take(&mut missing));
+            }
             None => missing.push(landing),
         }
     }
-    missing
+    runs.push(missing);
+    runs.retain(|run| !run.is_empty());
+    runs
 }
 
 /// One GET for a run of neighbouring blocks.

@@ -97,7 +97,7 @@ impl Listing {
             if self.last.is_some_and(is_as_good) {
                 return false;
             }
-            self.stream.tells_absent = tells_absent;
+            self.stream.is_uncalled = !tells_absent;
         }
         if self.pages >= PAGES_MAX {
             // What was listed so far is known; the stream itself is not needed any more.
@@ -112,7 +112,7 @@ impl Listing {
     pub(crate) fn end_page(&mut self, is_there: bool, now: Duration) {
         let is_at_end = is_there && self.stream.is_at_end();
         if !is_there || is_at_end {
-            let told = (now, self.stream.tells_absent);
+            let told = (now, !self.stream.is_uncalled);
             *self = Self {
                 last: is_at_end.then_some(told),
                 ..Self::default()

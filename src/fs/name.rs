@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::store::digest::hex;
+
 /// Longest name the kernel passes, in bytes.
 pub const NAME_MAX: usize = 255;
 
@@ -185,10 +187,7 @@ fn shorten(escaped: &str, segment: &str) -> String {
     }
     let beginning = &escaped[..escaped.floor_char_boundary(end)];
     let hash = Sha256::digest(segment.as_bytes());
-    let hash: String = hash[..HASH_BYTES]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hash = hex(&hash[..HASH_BYTES]);
     format!("{beginning}{LONG}{hash}")
 }
 

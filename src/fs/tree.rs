@@ -15,7 +15,7 @@ use rustc_hash::FxHashMap;
 
 use super::attr::Attr;
 use super::error::FsError;
-use super::inode::{Inode, Linked, Remote};
+use super::inode::{Inode, InodeState, Linked, Remote};
 use super::kept::{Kept, NUMBERS_AHEAD};
 use super::name::LongNames;
 use crate::config::options::Ownership;
@@ -144,6 +144,15 @@ struct Dentry {
     seen: u64,
     /// When the store last said so, or we changed it; `None`: it is known to be out of date.
     confirmed: Option<Duration>,
+}
+
+impl Dentry {
+    /// Whether nobody has to ask what the name stands for, an inode in this state, if what was learned less than `ttl`
+    /// ago is believed.
+    fn is_fresh(&self, state: &InodeState, now: Duration, ttl: Duration) -> bool {
+        let believed = |since: Duration| now.saturating_sub(since) < ttl;
+        state.resolved && (state.unsent.any() || self.confirmed.is_some_and(believed))
+    }
 }
 
 #[derive(Debug)]
@@ -302,11 +311,8 @@ impl Tree {
         if let Some(dentry) = directory.children.get(name)
             && let Some(inode) = self.inode(dentry.ino)
         {
-            let (local, resolved) = {
-                let state = inode.state.lock();
-                (state.unsent.any(), state.resolved)
-            };
-            return if resolved && (local || dentry.confirmed.is_some_and(believed)) {
+            let is_fresh = dentry.is_fresh(&inode.state.lock(), now, ttl);
+            return if is_fresh {
                 Known::Fresh(inode)
             } else {
                 Known::Stale(inode)
@@ -347,8 +353,7 @@ impl Tree {
             let node = self.nodes.get(&dentry.ino);
             node.is_some_and(|node| {
                 let state = node.inode.state.lock();
-                let is_believed = |since: Duration| now.saturating_sub(since) < ttl;
-                let is_fresh = state.resolved && dentry.confirmed.is_some_and(is_believed);
+                let is_fresh = dentry.is_fresh(&state, now, ttl);
                 node.directory.is_none() && !is_fresh && !state.unsent.any()
             })
         });

@@ -68,7 +68,7 @@ impl AttributeCache {
 
     /// The part of the cache that belongs to one bucket. `place` says all that tells the bucket from others: endpoint,
     /// name, and who asks. No part holds a NUL.
-    pub fn of(self: &Arc<Self>, place: &[&str]) -> BucketAttributes {
+    pub fn of(self: &Arc<Self>, place: &[impl AsRef<[u8]>]) -> BucketAttributes {
         BucketAttributes {
             cache: Arc::clone(self),
             place: Place::of(place),

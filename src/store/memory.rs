@@ -15,6 +15,7 @@ use futures_util::stream;
 use md5::{Digest as _, Md5};
 use parking_lot::Mutex;
 
+use super::digest::hex;
 use super::{
     ByteStream, CopyOptions, Key, ListEntry, ListPage, ListRequest, Metadata, MetadataDirective,
     Object, ObjectVersion, OpenUpload, PartTag, Precondition, Store, StoreError, UploadId,
@@ -96,10 +97,7 @@ impl MemoryStore {
         let version = match self.tags {
             Tags::Write => format!("\"{:016x}-{}\"", state.writes, body.len()),
             Tags::Content => {
-                let sum = Md5::digest(&body)
-                    .iter()
-                    .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-                format!("\"{sum}\"")
+                format!("\"{}\"", hex(&Md5::digest(&body)))
             }
         };
         let version = ObjectVersion(Arc::from(version));

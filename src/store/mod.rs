@@ -7,6 +7,7 @@ mod attribute_cache;
 mod bucket;
 mod counts;
 mod dialect;
+pub(crate) mod digest;
 mod error;
 mod keys;
 mod local;

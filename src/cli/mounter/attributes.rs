@@ -32,8 +32,7 @@ pub(in crate::cli) fn of_command(
 ) -> Option<Arc<AttributeCache>> {
     let place = place(options)?;
     forget_old(cache_dir, clock);
-    let parts = place.each_ref().map(|part| part.as_bytes());
-    let name = filed_under(&format!("{NAME}-"), &parts);
+    let name = filed_under(&format!("{NAME}-"), &place);
     let path = cache_dir.join(name);
     Some(AttributeCache::open(path, AttributeCache::LIMIT))
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::Host;
@@ -19,6 +18,7 @@ use crate::config::credentials::CredentialProvider;
 use crate::config::{Location, Options};
 use crate::fs::{BlockPlace, FileSystem, FsError, Settings};
 use crate::plugin::bucket::MountError;
+use crate::store::digest::{self, hex};
 use crate::store::{Bucket, StoreError};
 
 /// How often a file system that nobody uses is asked whether all of it is in the bucket.
@@ -50,16 +50,9 @@ impl Place {
 }
 
 /// A name for a directory of state: the same for the same parts, and no other's. No part holds a NUL.
-pub(super) fn filed_under(prefix: &str, parts: &[&[u8]]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update(part);
-        // Parts cannot run together.
-        hash.update([0]);
-    }
-    let digest = hash.finalize();
-    let digits = digest.iter().take(8);
-    digits.fold(prefix.to_owned(), |text, byte| format!("{text}{byte:02x}"))
+pub(super) fn filed_under(prefix: &str, parts: &[impl AsRef<[u8]>]) -> String {
+    let digest = digest::of_parts(parts);
+    format!("{prefix}{}", hex(&digest[..8]))
 }
 
 /// The file systems that are open, by place.
@@ -116,9 +109,7 @@ impl FileSystems {
         )
         .map_err(|error| store_error(&options.location, &error))?;
         let bucket = match (&self.host.attributes, place(options)) {
-            (Some(attributes), Some(place)) => {
-                bucket.with_attributes(attributes.of(&place.each_ref().map(String::as_str)))
-            }
+            (Some(attributes), Some(place)) => bucket.with_attributes(attributes.of(&place)),
             _ => bucket,
         };
         Ok(Arc::new(bucket))
@@ -226,9 +217,8 @@ impl FileSystems {
         let cache = Arc::clone(&self.host.cache);
         let clock = Arc::clone(&self.host.clock);
         let staging = Arc::clone(&self.host.staging);
-        let place = place(&options);
         let settings = Settings {
-            place: place.map(|place| BlockPlace::of(&place.each_ref().map(String::as_str))),
+            place: place(&options).map(|place| BlockPlace::of(&place)),
             formats: self.kept.formats(),
             ..Settings::from_options(&options, staging_dir, staging, cache, clock)
         };

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::super::block::BLOCK_SIZE;
+use crate::fs::block::BLOCK_SIZE;
 
 /// Blocks of a chunk: as many as one GET brings.
 pub(super) const CHUNK_BLOCKS: u64 = SLOTS as u64;

@@ -22,12 +22,13 @@ use bytes::Bytes;
 use nix::sys::statvfs::statvfs;
 use sha2::{Digest as _, Sha256};
 
-use super::super::block::block_bytes;
-use super::super::budget::free_of;
 use super::ObjectSource;
 use super::chunk::{CHUNK_BLOCKS, Chunk, Digest};
 use crate::clock::Clock;
 use crate::config::options::MinFree;
+use crate::fs::block::block_bytes;
+use crate::fs::budget::free_of;
+use crate::store::digest::{self, hex};
 
 /// Directories that the files are spread over: one for each value of a digest's first byte.
 const SHARDS: usize = 256;
@@ -56,8 +57,8 @@ pub struct BlockPlace(Digest);
 
 impl BlockPlace {
     /// The place that these parts name; none of them holds a NUL.
-    pub fn of(parts: &[&str]) -> Self {
-        Self(digest(parts.iter().map(|part| part.as_bytes())))
+    pub fn of(parts: &[impl AsRef<[u8]>]) -> Self {
+        Self(digest::of_parts(parts))
     }
 }
 
@@ -192,25 +193,17 @@ impl ObjectSource {
     /// The name of the chunk that a block belongs to; `None` if it is not to be on the disk.
     fn chunk(&self, index: u64) -> Option<Digest> {
         let place = self.place.filter(|_| !self.version.is_any())?;
-        let numbers = [self.size, index / CHUNK_BLOCKS].map(u64::to_le_bytes);
         let prefix = self.bucket.location().prefix.as_str();
-        let names = [prefix, self.key.as_str(), &*self.version.0];
-        let names = names.iter().map(|name| name.as_bytes());
-        let numbers = numbers.iter().map(<[u8; 8]>::as_slice);
-        Some(digest(
-            std::iter::once(&place.0[..]).chain(names).chain(numbers),
-        ))
+        let mut hash = Sha256::new_with_prefix(place.0);
+        for name in [prefix, self.key.as_str(), &*self.version.0] {
+            // Names cannot run together, whatever a key holds.
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name);
+        }
+        hash.update(self.size.to_le_bytes());
+        hash.update((index / CHUNK_BLOCKS).to_le_bytes());
+        Some(hash.finalize().into())
     }
-}
-
-fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Digest {
-    let mut hash = Sha256::new();
-    for part in parts {
-        // Parts cannot run together.
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    hash.finalize().into()
 }
 
 fn shard_path(dir: &Path, shard: usize) -> PathBuf {
@@ -219,10 +212,7 @@ fn shard_path(dir: &Path, shard: usize) -> PathBuf {
 
 fn path_of(dir: &Path, digest: &Digest) -> PathBuf {
     let (first, rest) = digest.split_first().expect("it has 32 bytes");
-    let name = rest
-        .iter()
-        .fold(String::new(), |name, byte| format!("{name}{byte:02x}"));
-    shard_path(dir, (*first).into()).join(name)
+    shard_path(dir, (*first).into()).join(hex(rest))
 }
 
 /// What writes, and makes room.
@@ -341,7 +331,10 @@ impl Keeper {
             }
             let files: usize = self.shards.iter().map(|shard| shard.files).sum();
             if files <= FILES_LOOKED_AT {
-                self.thin_out(0..SHARDS);
+                if self.thin_out(0..SHARDS) == 0 {
+                    // Nothing can be removed: another look would find no more.
+                    return;
+                }
             } else {
                 let shard = self.next_shard;
                 self.next_shard = (shard + 1) % SHARDS;
@@ -368,8 +361,8 @@ impl Keeper {
         used > limit || leaves_too_little && used > 0
     }
 
-    /// Removes an eighth of the bytes of some directories, oldest first, one file at least.
-    fn thin_out(&mut self, shards: Range<usize>) {
+    /// Removes an eighth of the bytes of some directories, oldest first, one file at least. Returns how many bytes went.
+    fn thin_out(&mut self, shards: Range<usize>) -> u64 {
         let mut files = self.count(shards);
         files.sort();
         let all: u64 = files.iter().map(|file| file.bytes).sum();
@@ -387,6 +380,7 @@ impl Keeper {
             }
         }
         self.note_used();
+        removed
     }
 
     /// What some directories hold.

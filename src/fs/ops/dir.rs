@@ -41,7 +41,7 @@ pub struct DirEntry {
 }
 
 /// A reader's way through a directory, page by page of the store's listing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct DirStream {
     entries: Vec<Child>,
     positions: HashMap<Arc<str>, usize>,
@@ -49,22 +49,9 @@ pub(crate) struct DirStream {
     shown: usize,
     /// Of the store's names so many cannot be shown.
     unshowable: u32,
-    /// What the listing does not have is not there, for as long as it is believed.
-    pub(crate) tells_absent: bool,
+    /// Nobody has called for the listing: it is not believed about what it does not have.
+    pub(crate) is_uncalled: bool,
     progress: Progress,
-}
-
-impl Default for DirStream {
-    fn default() -> Self {
-        Self {
-            entries: Vec::new(),
-            positions: HashMap::new(),
-            shown: 0,
-            unshowable: 0,
-            tells_absent: true,
-            progress: Progress::default(),
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -301,7 +288,7 @@ impl FileSystem {
                 return Err(FsError::Stale);
             }
             tree.finish_listing(ino, asked, self.now(), stream.unshowable);
-            if stream.tells_absent {
+            if !stream.is_uncalled {
                 tree.note_listed(ino, began);
             }
             self.settle_parted(&mut tree);

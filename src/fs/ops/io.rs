@@ -149,7 +149,7 @@ impl FileSystem {
         let both = |(from, key): &(Key, Key)| {
             Footprint::key(from.clone()).and(Footprint::key(key.clone()))
         };
-        let _turn = self.turn_at(spell, both).await;
+        let turn = self.turn_at(spell, both).await;
         let in_doubt = {
             let state = inode.state.lock();
             let is_as_asked =
@@ -157,7 +157,7 @@ impl FileSystem {
             if !state.remote.as_ref().is_some_and(is_as_asked) {
                 return Ok(true);
             }
-            let attempt = state.attempt.clone();
+            let attempt = state.attempt.clone().filter(|_| turn.is_ok());
             attempt.filter(|attempt| attempt.key == asked.key && !state.sending)
         };
         match in_doubt {
@@ -199,8 +199,8 @@ impl FileSystem {
 
     /// A file is read from its beginning: so may be the next ones of its directory.
     fn expect_reads(&self, inode: &Inode) {
-        let place = self.tree.lock().place_of(inode.ino);
-        let lookahead = place.and_then(|(parent, _)| self.lookaheads.get(parent));
+        let parent = self.tree.lock().parent(inode.ino);
+        let lookahead = parent.and_then(|parent| self.lookaheads.get(parent));
         if let Some(lookahead) = lookahead {
             lookahead.read();
         }

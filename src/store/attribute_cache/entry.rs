@@ -8,9 +8,8 @@
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::store::{Key, Metadata, Object, ObjectVersion};
+use crate::store::{Key, Metadata, Object, ObjectVersion, digest};
 
 /// So much older than the answer an object has to be: more than the second that both are rounded by, and as much again
 /// for the servers of one store, which may not have quite the same time.
@@ -27,19 +26,9 @@ const SUM: usize = 4;
 pub(super) struct Place([u8; 16]);
 
 impl Place {
-    pub(super) fn of(parts: &[&str]) -> Self {
-        let mut hash = Sha256::new();
-        for part in parts {
-            hash.update(part);
-            // Parts cannot run together.
-            hash.update([0]);
-        }
-        let mut place = [0; 16];
-        place
-            .iter_mut()
-            .zip(hash.finalize())
-            .for_each(|(to, from)| *to = from);
-        Self(place)
+    pub(super) fn of(parts: &[impl AsRef<[u8]>]) -> Self {
+        let digest = digest::of_parts(parts);
+        Self(*digest.first_chunk().expect("it has 32 bytes"))
     }
 
     /// What the object at `key` is filed under: the objects of a directory stand together.
