@@ -210,8 +210,17 @@ impl TestFs {
         let synced = self.synced_in(left.path());
         self.close();
         let next = self.open_next(left).await;
-        next.synced.lock().extend(synced);
+        next.has_taken_up(synced);
         next
+    }
+
+    /// This process goes on with what another, which was killed, has staged; of that the disk had `synced`.
+    fn has_taken_up(&self, synced: HashMap<u64, Synced>) {
+        self.synced.lock().extend(synced);
+        if self.write.durability == Durability::Local {
+            // All that is staged is brought to the disk before the journal is written anew.
+            self.sync_all();
+        }
     }
 
     /// What somebody was told that the disk has, as it is in a copy of the staging directory.
@@ -241,7 +250,7 @@ impl TestFs {
         let (bucket, time) = (Arc::clone(&self.bucket), self.time.clone());
         let lasting = |settings: &mut Settings| self.lasting.set(settings);
         let next = Self::open_in(bucket, self.write, left, time, Some(memory), lasting).await;
-        next.synced.lock().extend(synced);
+        next.has_taken_up(synced);
         next
     }
 

@@ -1286,3 +1286,28 @@ fn regression_a_file_that_has_survived_one_crash_of_the_host_survives_the_next()
         crash(0, Unsynced::Lost),
     ]);
 }
+
+/// The journal that is written anew tells of both writes at once.
+#[test]
+fn regression_what_was_synced_stays_though_more_was_written_before_a_crash() {
+    let write = || Op::Write {
+        handle: 0,
+        offset: 0,
+        len: 4000,
+        byte: 1,
+    };
+    let staged = Unsynced::Lost;
+    for crash in [Op::Crash, Op::Kill] {
+        run_with(
+            Durability::Local,
+            vec![
+                Op::Open(0),
+                write(),
+                Op::Fsync(0),
+                write(),
+                crash,
+                Op::HostCrash { tail: 0, staged },
+            ],
+        );
+    }
+}
