@@ -9,7 +9,7 @@ use crate::config::options::Durability;
 use crate::fs::blocking::blocking;
 use crate::fs::error::FsError;
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::Inode;
+use crate::fs::inode::{Inode, Linked};
 use crate::fs::tree::RESERVED;
 use crate::fs::upload::worker::Progress;
 
@@ -68,7 +68,14 @@ impl FileSystem {
     }
 
     async fn sync_name(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<(), FsError> {
-        let is_sent = !inode.state.lock().unsent.any();
+        let (is_sent, linked) = {
+            let state = inode.state.lock();
+            (!state.unsent.any(), state.linked)
+        };
+        if linked == Linked::No {
+            // If the host forgot that the name is gone, it would come back with bytes from before this fsync.
+            return Ok(self.journal.sync().await?);
+        }
         if !is_sent {
             return self.upload_in_time(inode).await;
         }

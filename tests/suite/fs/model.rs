@@ -1311,3 +1311,26 @@ fn regression_what_was_synced_stays_though_more_was_written_before_a_crash() {
         );
     }
 }
+
+/// The host may not forget that the name is gone: what it stood for is older than what was synced.
+#[test]
+fn regression_an_fsync_of_a_file_without_a_name_does_not_let_the_name_come_back_with_less() {
+    let write = Op::Write {
+        handle: 0,
+        offset: 0,
+        len: 4000,
+        byte: 1,
+    };
+    let lost = Op::HostCrash {
+        tail: 0,
+        staged: Unsynced::Lost,
+    };
+    run(vec![
+        Op::Open(0),
+        Op::Drain,
+        Op::Unlink(0),
+        write,
+        Op::Fsync(0),
+        lost,
+    ]);
+}
