@@ -42,6 +42,9 @@ struct Arguments {
     /// Keeps the one bucket in memory.
     #[arg(long)]
     memory: bool,
+    /// What is replaced or deleted in memory is kept.
+    #[arg(long, requires = "memory")]
+    versions: bool,
     /// The port of 127.0.0.1; 0 takes any free one.
     #[arg(long, default_value_t = 0)]
     port: u16,
@@ -61,7 +64,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let mut service = match &arguments.root {
         Some(root) => directories(root, &arguments.bucket)?,
-        None => memory(&arguments.bucket)?,
+        None => memory(&arguments.bucket, arguments.versions)?,
     };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, arguments.port))
         .await
@@ -109,11 +112,14 @@ fn directories(root: &Path, buckets: &[String]) -> anyhow::Result<S3ServiceBuild
 }
 
 /// One bucket that ends with the process.
-fn memory(buckets: &[String]) -> anyhow::Result<S3ServiceBuilder> {
+fn memory(buckets: &[String], versions: bool) -> anyhow::Result<S3ServiceBuilder> {
     let [bucket] = buckets else {
         anyhow::bail!("--memory serves one --bucket, not {}", buckets.len());
     };
-    Ok(S3ServiceBuilder::new(s3_backend::Backend::new(bucket)))
+    Ok(S3ServiceBuilder::new(match versions {
+        true => s3_backend::Backend::keeping_versions(bucket),
+        false => s3_backend::Backend::new(bucket),
+    }))
 }
 
 /// Serves until `stop` completes, then drops what is in hand.

@@ -5,6 +5,7 @@
 
 mod body;
 mod multipart;
+mod versions;
 mod write_id;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub(crate) use self::multipart::COPY_AT_ONCE;
+use self::versions::Versions;
 pub use self::write_id::WriteId;
 use super::counts::{Counters, RequestCounts, Verb};
 use super::local::LocalStore;
@@ -52,6 +54,7 @@ struct Inner {
     /// What every key begins with: empty, or ending in a slash.
     prefix: String,
     counters: Arc<Counters>,
+    versions: Versions,
 }
 
 impl Bucket {
@@ -112,6 +115,7 @@ impl Bucket {
                 place,
                 prefix,
                 counters,
+                versions: Versions::default(),
             }),
             attributes: None,
         }

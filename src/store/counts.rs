@@ -28,6 +28,7 @@ pub(super) enum Verb {
     Head,
     Get,
     List,
+    ListVersions,
     Put,
     Delete,
     DeleteBatch,
@@ -41,10 +42,11 @@ pub(super) enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Head,
         Self::Get,
         Self::List,
+        Self::ListVersions,
         Self::Put,
         Self::Delete,
         Self::DeleteBatch,
@@ -62,6 +64,7 @@ impl Verb {
             Self::Head => "head",
             Self::Get => "get",
             Self::List => "list",
+            Self::ListVersions => "list_versions",
             Self::Put => "put",
             Self::Delete => "delete",
             Self::DeleteBatch => "delete_batch",
@@ -111,6 +114,6 @@ mod tests {
             (counts.of("get"), counts.of("list"), counts.of("nothing")),
             (2, 1, 0)
         );
-        assert_eq!(counts.total(), 14);
+        assert_eq!(counts.total(), 15);
     }
 }

@@ -17,9 +17,9 @@ use parking_lot::Mutex;
 
 use super::digest::hex;
 use super::{
-    ByteStream, CopyOptions, Key, ListEntry, ListPage, ListRequest, Metadata, MetadataDirective,
-    Object, ObjectVersion, OpenUpload, PartTag, Precondition, Store, StoreError, UploadId,
-    UploadPage,
+    ByteStream, CopyOptions, KeptVersion, Key, ListEntry, ListPage, ListRequest, Metadata,
+    MetadataDirective, Object, ObjectVersion, OpenUpload, PartTag, Precondition, Store, StoreError,
+    UploadId, UploadPage, VersionId,
 };
 use crate::clock::{Clock, SystemClock};
 
@@ -31,6 +31,7 @@ const CHUNK: usize = 128 * 1024;
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     tags: Tags,
+    keeps_versions: bool,
     state: Mutex<State>,
 }
 
@@ -46,6 +47,8 @@ enum Tags {
 #[derive(Debug, Default)]
 struct State {
     objects: BTreeMap<Key, Stored>,
+    /// What was replaced or deleted, in the order in which that was.
+    replaced: Vec<(Key, Stored)>,
     uploads: HashMap<UploadId, Upload>,
     /// Makes every version of every object a different one.
     writes: u64,
@@ -73,7 +76,16 @@ impl MemoryStore {
         Self {
             clock,
             tags: Tags::Write,
+            keeps_versions: false,
             state: Mutex::default(),
+        }
+    }
+
+    /// Likewise, one that keeps what is replaced or deleted.
+    pub fn keeping_versions(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            keeps_versions: true,
+            ..Self::new(clock)
         }
     }
 
@@ -107,8 +119,17 @@ impl MemoryStore {
             modified: self.clock.wall(),
             metadata,
         };
-        state.objects.insert(key.clone(), stored);
+        let replaced = state.objects.insert(key.clone(), stored);
+        self.replaced(state, key, replaced);
         version
+    }
+
+    fn replaced(&self, state: &mut State, key: &Key, stored: Option<Stored>) {
+        if self.keeps_versions {
+            state
+                .replaced
+                .extend(stored.map(|stored| (key.clone(), stored)));
+        }
     }
 
     /// The store of this name: the same for everybody in this process, and as long as the process.
@@ -190,6 +211,14 @@ fn slice(key: &Key, body: &Bytes, range: &Range<u64>) -> Result<Bytes, StoreErro
     }
 }
 
+fn in_chunks(mut rest: Bytes) -> ByteStream {
+    let mut chunks = Vec::with_capacity(rest.len() / CHUNK + 1);
+    while !rest.is_empty() {
+        chunks.push(Ok(rest.split_to(rest.len().min(CHUNK))));
+    }
+    stream::iter(chunks).boxed()
+}
+
 #[async_trait]
 impl Store for MemoryStore {
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
@@ -210,15 +239,40 @@ impl Store for MemoryStore {
         range: Range<u64>,
         version: &ObjectVersion,
     ) -> Result<ByteStream, StoreError> {
-        let mut rest = {
-            let state = self.state.lock();
-            slice(key, &state.find_version(key, version)?.body, &range)?
+        let state = self.state.lock();
+        let found = &state.find_version(key, version)?.body;
+        Ok(in_chunks(slice(key, found, &range)?))
+    }
+
+    async fn list_versions(&self, key: &Key) -> Result<Vec<KeptVersion>, StoreError> {
+        let state = self.state.lock();
+        let replaced = state.replaced.iter().rev().filter(|(at, _)| at == key);
+        let kept = replaced.map(|(_, stored)| stored);
+        let newest = state.objects.get(key).filter(|_| self.keeps_versions);
+        let all = newest.into_iter().chain(kept);
+        let version = |stored: &Stored| KeptVersion {
+            // A version's tag is as good an id as any.
+            id: VersionId(Arc::clone(&stored.version.0)),
+            version: stored.version.clone(),
+            size: stored.body.len() as u64,
         };
-        let mut chunks = Vec::with_capacity(rest.len() / CHUNK + 1);
-        while !rest.is_empty() {
-            chunks.push(Ok(rest.split_to(rest.len().min(CHUNK))));
+        Ok(all.map(version).collect())
+    }
+
+    async fn get_version(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+        id: &VersionId,
+    ) -> Result<ByteStream, StoreError> {
+        let state = self.state.lock();
+        let mut kept = state.replaced.iter().filter(|(at, _)| at == key);
+        let found = kept.find(|(_, stored)| stored.version.0 == id.0 && stored.version == *version);
+        match found {
+            Some((_, stored)) => Ok(in_chunks(slice(key, &stored.body, &range)?)),
+            None => Err(StoreError::NotFound { key: key.clone() }),
         }
-        Ok(stream::iter(chunks).boxed())
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
@@ -277,7 +331,8 @@ impl Store for MemoryStore {
         let mut state = self.state.lock();
         if state.objects.contains_key(key) {
             state.check(key, condition)?;
-            state.objects.remove(key);
+            let removed = state.objects.remove(key);
+            self.replaced(&mut state, key, removed);
         }
         Ok(())
     }
@@ -285,7 +340,8 @@ impl Store for MemoryStore {
     async fn delete_batch(&self, keys: &[Key]) -> Result<Vec<(Key, StoreError)>, StoreError> {
         let mut state = self.state.lock();
         for key in keys {
-            state.objects.remove(key);
+            let removed = state.objects.remove(key);
+            self.replaced(&mut state, key, removed);
         }
         Ok(Vec::new())
     }

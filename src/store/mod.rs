@@ -25,8 +25,9 @@ pub use error::StoreError;
 pub use keys::Key;
 pub use memory::MemoryStore;
 pub use object::{
-    ByteStream, CopyOptions, ListEntry, ListPage, ListRequest, Metadata, MetadataDirective, Object,
-    ObjectVersion, OpenUpload, PartTag, Precondition, UploadId, UploadPage,
+    ByteStream, CopyOptions, KeptVersion, ListEntry, ListPage, ListRequest, Metadata,
+    MetadataDirective, Object, ObjectVersion, OpenUpload, PartTag, Precondition, UploadId,
+    UploadPage, VersionId,
 };
 
 use std::fmt::Debug;
@@ -74,6 +75,23 @@ pub trait Store: Debug + Send + Sync {
         range: Range<u64>,
         version: &ObjectVersion,
     ) -> Result<ByteStream, StoreError>;
+
+    /// The versions of an object that the store keeps, the newest first, up to a page of them; none where it keeps no
+    /// version that was replaced.
+    async fn list_versions(&self, _key: &Key) -> Result<Vec<KeptVersion>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Like [`Store::get`], of one of [`Store::list_versions`].
+    async fn get_version(
+        &self,
+        key: &Key,
+        _range: Range<u64>,
+        _version: &ObjectVersion,
+        _id: &VersionId,
+    ) -> Result<ByteStream, StoreError> {
+        Err(StoreError::NotFound { key: key.clone() })
+    }
 
     /// One page of a listing, in the order of the keys' bytes.
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError>;

@@ -45,6 +45,21 @@ pub struct Object {
     pub answered: Option<SystemTime>,
 }
 
+/// The store's name for one of the versions of an object, in a bucket that keeps those that were replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionId(pub Arc<str>);
+
+/// One of the versions of an object that a store keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptVersion {
+    /// What to ask for it by.
+    pub id: VersionId,
+    /// Its ETag.
+    pub version: ObjectVersion,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// What travels beside an object's bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {

@@ -38,9 +38,9 @@ use self::request::{Call, Failed, Requester};
 use self::xml::Element;
 use super::counts::{Counters, Verb};
 use super::{
-    ByteStream, ConditionalWrites, CopyOptions, Key, ListPage, ListRequest, Metadata,
+    ByteStream, ConditionalWrites, CopyOptions, KeptVersion, Key, ListPage, ListRequest, Metadata,
     MetadataDirective, Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
-    UploadPage,
+    UploadPage, VersionId,
 };
 use crate::clock::Clock;
 use crate::config::Location;
@@ -212,6 +212,55 @@ impl S3Store {
         }
     }
 
+    /// The bytes of `range`, of the newest version or of the one of this id: it has to be `version`.
+    async fn read(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+        id: Option<&VersionId>,
+    ) -> Result<ByteStream, StoreError> {
+        let mut call = Call::new(Method::GET, Some(key));
+        if let Some(id) = id {
+            call = call.query("versionId", &id.0);
+        }
+        let bytes = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        if let Ok(bytes) = HeaderValue::from_str(&bytes) {
+            call.headers.insert(header::RANGE, bytes);
+        }
+        if let Some(tag) = tag_header(version) {
+            call.headers.insert(header::IF_MATCH, tag);
+        }
+        let response = self
+            .send(call)
+            .await
+            .map_err(|failed| self.explain(failed, "read", Some(key), &Precondition::None))?;
+        // For stores that pass over If-Match.
+        if tag_in(response.headers()).is_some_and(|tag| !version.0.is_empty() && *tag != *version.0)
+        {
+            return Err(StoreError::Precondition { key: key.clone() });
+        }
+        // A store that passes over Range sends everything.
+        let mut before = match response.status() {
+            StatusCode::PARTIAL_CONTENT => 0,
+            _ => range.start,
+        };
+        let body = self.requester.stream(response);
+        if before == 0 {
+            return Ok(body);
+        }
+        Ok(body
+            .map(move |chunk| {
+                let mut chunk = chunk?;
+                let cut = usize::try_from(before)
+                    .unwrap_or(usize::MAX)
+                    .min(chunk.len());
+                before -= cut as u64;
+                Ok(chunk.split_off(cut))
+            })
+            .boxed())
+    }
+
     /// HEAD of our own accord.
     async fn look_at(&self, key: &Key) -> Result<Object, StoreError> {
         self.counters.count(Verb::Head);
@@ -293,42 +342,30 @@ impl Store for S3Store {
         range: Range<u64>,
         version: &ObjectVersion,
     ) -> Result<ByteStream, StoreError> {
-        let mut call = Call::new(Method::GET, Some(key));
-        let bytes = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
-        if let Ok(bytes) = HeaderValue::from_str(&bytes) {
-            call.headers.insert(header::RANGE, bytes);
-        }
-        if let Some(tag) = tag_header(version) {
-            call.headers.insert(header::IF_MATCH, tag);
-        }
+        self.read(key, range, version, None).await
+    }
+
+    async fn list_versions(&self, key: &Key) -> Result<Vec<KeptVersion>, StoreError> {
+        let call = Call::new(Method::GET, None)
+            .query("versions", "")
+            .query("encoding-type", "url")
+            .query("prefix", key.as_str());
         let response = self
             .send(call)
             .await
-            .map_err(|failed| self.explain(failed, "read", Some(key), &Precondition::None))?;
-        // For stores that pass over If-Match.
-        if tag_in(response.headers()).is_some_and(|tag| !version.0.is_empty() && *tag != *version.0)
-        {
-            return Err(StoreError::Precondition { key: key.clone() });
-        }
-        // A store that passes over Range sends everything.
-        let mut before = match response.status() {
-            StatusCode::PARTIAL_CONTENT => 0,
-            _ => range.start,
-        };
-        let body = self.requester.stream(response);
-        if before == 0 {
-            return Ok(body);
-        }
-        Ok(body
-            .map(move |chunk| {
-                let mut chunk = chunk?;
-                let cut = usize::try_from(before)
-                    .unwrap_or(usize::MAX)
-                    .min(chunk.len());
-                before -= cut as u64;
-                Ok(chunk.split_off(cut))
-            })
-            .boxed())
+            .map_err(|failed| self.explain(failed, "list versions", None, &Precondition::None))?;
+        let document = self.requester.document(response).await?;
+        listing::read_versions(&document, key).map_err(|why| self.not_s3("list versions", &why))
+    }
+
+    async fn get_version(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+        id: &VersionId,
+    ) -> Result<ByteStream, StoreError> {
+        self.read(key, range, version, Some(id)).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {

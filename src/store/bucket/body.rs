@@ -59,11 +59,28 @@ async fn request(
     version: &ObjectVersion,
 ) -> Result<ByteStream, StoreError> {
     let full = bucket.key(key);
-    bucket
-        .run(RetryPolicy::for_bytes(0), Verb::Get, || {
-            bucket.inner.store.get(&full, range.clone(), version)
-        })
-        .await
+    let policy = RetryPolicy::for_bytes(0);
+    let store = &bucket.inner.store;
+    let id = match bucket.inner.versions.known(&full, version) {
+        Some(id) => id,
+        None => {
+            let get = || store.get(&full, range.clone(), version);
+            let missed = match bucket.run(policy, Verb::Get, get).await {
+                Err(missed) if is_replaced(&missed) => missed,
+                got => return got,
+            };
+            bucket.find_version(&full, version).await?.ok_or(missed)?
+        }
+    };
+    let get = || store.get_version(&full, range.clone(), version, &id);
+    bucket.run(policy, Verb::Get, get).await
+}
+
+fn is_replaced(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Precondition { .. } | StoreError::NotFound { .. }
+    )
 }
 
 impl Body {

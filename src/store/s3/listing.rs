@@ -9,7 +9,10 @@ use std::time::SystemTime;
 use percent_encoding::percent_decode_str;
 
 use super::xml::Element;
-use crate::store::{Key, ListEntry, ListPage, ObjectVersion, OpenUpload, UploadId, UploadPage};
+use crate::store::{
+    KeptVersion, Key, ListEntry, ListPage, ObjectVersion, OpenUpload, UploadId, UploadPage,
+    VersionId,
+};
 
 /// The entries of a page, and how many could not be read.
 pub(super) fn read(document: &[u8]) -> Result<(ListPage, usize), String> {
@@ -95,6 +98,28 @@ pub(super) fn read_uploads(document: &[u8]) -> Result<UploadPage, String> {
         uploads,
         continuation,
     })
+}
+
+/// The versions of an object of which a page has something, in the store's order. Those that cannot be read, and what
+/// says that it was deleted, are left out.
+pub(super) fn read_versions(document: &[u8], of: &Key) -> Result<Vec<KeptVersion>, String> {
+    let root = Element::parse(document)?;
+    if root.name() != "ListVersionsResult" {
+        let name = root.name();
+        return Err(format!("<{name}> where a list of versions was expected"));
+    }
+    let keys = root.all("Version").filter_map(|v| v.text_of("Key"));
+    let encoded = is_encoded(&root, keys);
+    let read = |version: &Element| {
+        let found = KeptVersion {
+            id: VersionId(Arc::from(version.text_of("VersionId")?.trim())),
+            version: ObjectVersion(Arc::from(version.text_of("ETag")?.trim())),
+            size: version.text_of("Size")?.trim().parse().ok()?,
+        };
+        let is_its = key(version.text_of("Key")?, encoded)? == *of;
+        is_its.then_some(found)
+    };
+    Ok(root.all("Version").filter_map(read).collect())
 }
 
 fn key_of(entry: &ListEntry) -> &Key {
@@ -241,6 +266,32 @@ mod tests {
         assert!(page("<IsTruncated>true</IsTruncated>").is_err());
         assert!(read(b"<html>hello</html>").is_err());
         assert!(read(b"").is_err());
+    }
+
+    #[test]
+    fn versions_of_one_key_are_read_and_what_says_that_it_is_gone_is_not() {
+        let version = |key: &str, id: &str| {
+            format!(
+                "<Version><Key>{key}</Key><VersionId>{id}</VersionId><ETag>&quot;{id}&quot;</ETag>\
+                 <Size>7</Size></Version>"
+            )
+        };
+        let list = |inside: &str| {
+            let text = format!("<ListVersionsResult xmlns=\"x\">{inside}</ListVersionsResult>");
+            read_versions(text.as_bytes(), &Key::new("a b"))
+        };
+        let found = list(&format!(
+            "<EncodingType>url</EncodingType><DeleteMarker><Key>a+b</Key><VersionId>4</VersionId></DeleteMarker>\
+             {}{}{}<Version><Key>a+b</Key></Version>",
+            version("a+b", "3"),
+            version("a+b", "null"),
+            version("a+bc", "1"),
+        ));
+        let found = found.unwrap();
+        let ids: Vec<&str> = found.iter().map(|version| &*version.id.0).collect();
+        assert_eq!(ids, ["3", "null"]);
+        assert_eq!((&*found[0].version.0, found[0].size), ("\"3\"", 7));
+        assert!(read_versions(b"<Error/>", &Key::new("a")).is_err());
     }
 
     #[test]

@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use bucketvol::clock::SystemClock;
 use bucketvol::config::{Location, Scheme};
 use bucketvol::store::{
-    Bucket, ByteStream, ConditionalWrites, CopyOptions, Key, ListPage, ListRequest, MemoryStore,
-    Metadata, Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
-    UploadPage,
+    Bucket, ByteStream, ConditionalWrites, CopyOptions, KeptVersion, Key, ListPage, ListRequest,
+    MemoryStore, Metadata, Object, ObjectVersion, PartTag, Precondition, Store, StoreError,
+    UploadId, UploadPage, VersionId,
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -305,6 +305,24 @@ impl Store for FaultStore {
         self.before_any().await?;
         let len = range.end - range.start;
         let stream = self.inner.get(key, range, version).await?;
+        Ok(self.faults.body(stream, len))
+    }
+
+    async fn list_versions(&self, key: &Key) -> Result<Vec<KeptVersion>, StoreError> {
+        self.before_any().await?;
+        self.inner.list_versions(key).await
+    }
+
+    async fn get_version(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+        id: &VersionId,
+    ) -> Result<ByteStream, StoreError> {
+        self.before_any().await?;
+        let len = range.end - range.start;
+        let stream = self.inner.get_version(key, range, version, id).await?;
         Ok(self.faults.body(stream, len))
     }
 

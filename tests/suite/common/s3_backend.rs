@@ -42,6 +42,46 @@ impl Backend {
         }
     }
 
+    /// Likewise, one that keeps what is replaced or deleted.
+    pub(crate) fn keeping_versions(bucket: &str) -> Self {
+        Self {
+            store: MemoryStore::keeping_versions(SystemClock::shared()),
+            ..Self::new(bucket)
+        }
+    }
+
+    /// The bytes of a version that was replaced.
+    async fn get_version(
+        &self,
+        input: GetObjectInput,
+        id: &str,
+    ) -> S3Result<S3Response<GetObjectOutput>> {
+        let key = Key::new(input.key);
+        let kept = self.store.list_versions(&key).await.map_err(refuse)?;
+        let kept = kept.into_iter().find(|kept| &*kept.id.0 == id);
+        let kept = kept.ok_or_else(|| s3_error!(NoSuchVersion))?;
+        let range = match &input.range {
+            Some(range) => range.check(kept.size)?,
+            None => 0..kept.size,
+        };
+        let body = self
+            .store
+            .get_version(&key, range, &kept.version, &kept.id)
+            .await;
+        let chunks = body
+            .map_err(refuse)?
+            .map_err(refuse)
+            .try_collect::<Vec<Bytes>>()
+            .await?;
+        let chunks = futures_util::stream::iter(chunks.into_iter().map(Ok::<_, std::io::Error>));
+        Ok(S3Response::new(GetObjectOutput {
+            e_tag: tag(&kept.version.0),
+            body: Some(StreamingBlob::wrap(chunks)),
+            content_range: input.range.map(|_| String::new()),
+            ..GetObjectOutput::default()
+        }))
+    }
+
     /// An answer with an object's metadata.
     fn answer<T>(&self, output: T, metadata: &Metadata) -> S3Response<T> {
         let mut answer = S3Response::new(output);
@@ -239,6 +279,9 @@ impl S3 for Backend {
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         self.check(&input.bucket)?;
+        if let Some(id) = input.version_id.clone() {
+            return self.get_version(input, &id).await;
+        }
         let key = Key::new(input.key);
         let object = self.store.head(&key).await.map_err(refuse)?;
         if let Some(ETagCondition::ETag(wanted)) = &input.if_match
@@ -314,6 +357,27 @@ impl S3 for Backend {
             .collect();
         self.store.delete_batch(&keys).await.map_err(refuse)?;
         Ok(S3Response::new(DeleteObjectsOutput::default()))
+    }
+
+    async fn list_object_versions(
+        &self,
+        request: S3Request<ListObjectVersionsInput>,
+    ) -> S3Result<S3Response<ListObjectVersionsOutput>> {
+        let input = request.input;
+        self.check(&input.bucket)?;
+        let key = Key::new(input.prefix.unwrap_or_default());
+        let kept = self.store.list_versions(&key).await.map_err(refuse)?;
+        let versions = kept.into_iter().map(|kept| s3s::dto::ObjectVersion {
+            key: Some(key.as_str().to_owned()),
+            version_id: Some(kept.id.0.to_string()),
+            e_tag: tag(&kept.version.0),
+            size: i64::try_from(kept.size).ok(),
+            ..s3s::dto::ObjectVersion::default()
+        });
+        Ok(S3Response::new(ListObjectVersionsOutput {
+            versions: Some(versions.collect()),
+            ..ListObjectVersionsOutput::default()
+        }))
     }
 
     async fn head_bucket(

@@ -52,6 +52,11 @@ impl S3Server {
         server
     }
 
+    /// Starts one that keeps what is replaced or deleted.
+    pub(crate) async fn start_keeping_versions() -> Self {
+        Self::serve(Backend::keeping_versions(BUCKET), None).await
+    }
+
     /// Answers no part of this number or a later one, until it is told otherwise.
     pub(crate) fn hold_parts_from(&self, number: u32) {
         self.held_from.store(number, Ordering::SeqCst);

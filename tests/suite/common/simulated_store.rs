@@ -14,8 +14,9 @@ use async_trait::async_trait;
 use bucketvol::clock::Clock;
 use bucketvol::config::{Location, Scheme};
 use bucketvol::store::{
-    Bucket, ByteStream, ConditionalWrites, CopyOptions, Key, ListPage, ListRequest, Metadata,
-    Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId, UploadPage,
+    Bucket, ByteStream, ConditionalWrites, CopyOptions, KeptVersion, Key, ListPage, ListRequest,
+    Metadata, Object, ObjectVersion, PartTag, Precondition, Store, StoreError, UploadId,
+    UploadPage, VersionId,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -207,6 +208,23 @@ impl Store for SimulatedStore {
     ) -> Result<ByteStream, StoreError> {
         let what = format!("GET {} {range:?}", spelled(key));
         self.request(what, self.inner.get(key, range, version))
+            .await
+    }
+
+    async fn list_versions(&self, key: &Key) -> Result<Vec<KeptVersion>, StoreError> {
+        let what = format!("LIST versions {}", spelled(key));
+        self.request(what, self.inner.list_versions(key)).await
+    }
+
+    async fn get_version(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        version: &ObjectVersion,
+        id: &VersionId,
+    ) -> Result<ByteStream, StoreError> {
+        let what = format!("GET {} of {} {range:?}", id.0, spelled(key));
+        self.request(what, self.inner.get_version(key, range, version, id))
             .await
     }
 

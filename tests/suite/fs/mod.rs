@@ -36,6 +36,7 @@ mod names;
 mod content;
 mod crashes;
 mod directories;
+mod versions;
 // Modes, owners, times.
 mod attributes;
 // What is known of objects from one process to the next.
