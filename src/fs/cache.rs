@@ -20,12 +20,14 @@ use futures_util::StreamExt;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use self::disk::{BlockPlace, DiskCache};
 use super::block::{BLOCK_SIZE, BlockSpan, block_bytes};
 use super::blocking::blocking;
 use super::readahead::Found;
+use super::tree::IdleNames;
 use crate::store::{Bucket, Key, ObjectVersion, StoreError};
 
 /// Longest range one GET asks for: a longer run of missing blocks is several GETs side by side.
@@ -43,7 +45,7 @@ const KIB: u64 = 1024;
 
 /// Names the content of one version of one object. A copy we made ourselves keeps it; no other object,
 /// bucket or tenant ever has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct ContentId(u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -94,6 +96,7 @@ struct Run {
 /// The daemon's block cache, shared by all its volumes, and its one memory budget.
 #[derive(Debug)]
 pub struct BlockCache {
+    memory: u64,
     blocks: Cache<BlockKey, Bytes>,
     disk: Option<Arc<DiskCache>>,
     flights: Mutex<HashMap<FlightKey, InFlight>>,
@@ -105,11 +108,12 @@ pub struct BlockCache {
     /// KiB that upload parts may hold.
     upload: Arc<Semaphore>,
     upload_kib: u32,
+    idle_names: Arc<IdleNames>,
 }
 
 impl BlockCache {
-    /// A cache that keeps to `memory` bytes: half for blocks at rest, a quarter for blocks read ahead, a
-    /// quarter for upload parts.
+    /// A cache that keeps to `memory` bytes: a quarter for blocks read ahead, a quarter for upload parts, a sixteenth
+    /// for names that nobody holds, the rest for blocks at rest.
     pub fn new(memory: u64) -> Arc<Self> {
         Self::with_disk(memory, None)
     }
@@ -117,14 +121,16 @@ impl BlockCache {
     /// Likewise; what it fetches is kept on the host's disk too.
     pub fn with_disk(memory: u64, disk: Option<Arc<DiskCache>>) -> Arc<Self> {
         let quarter_kib = u32::try_from((memory / 4 / KIB).max(1024)).unwrap_or(u32::MAX >> 4);
+        let names = memory / 16;
         let permits = usize::try_from(quarter_kib).expect("usize has at least 32 bits");
         Arc::new(Self {
+            memory,
             blocks: Cache::builder()
                 .eviction_policy(EvictionPolicy::lru())
                 .weigher(|_, block: &Bytes| {
                     u32::try_from(block.len()).map_or(u32::MAX, |len| len + ENTRY_OVERHEAD)
                 })
-                .max_capacity(memory / 2)
+                .max_capacity(memory / 2 - names)
                 .build(),
             disk,
             flights: Mutex::new(HashMap::new()),
@@ -134,6 +140,7 @@ impl BlockCache {
             readahead: Arc::new(Semaphore::new(permits)),
             upload: Arc::new(Semaphore::new(permits)),
             upload_kib: quarter_kib,
+            idle_names: Arc::new(IdleNames::new(names)),
         })
     }
 
@@ -142,9 +149,19 @@ impl BlockCache {
         ContentId(self.next_content.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Bytes of memory that it keeps to.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
     /// Bytes of blocks at rest.
     pub fn used_bytes(&self) -> u64 {
         self.blocks.weighted_size()
+    }
+
+    /// The names that the volumes keep for who may look them up again.
+    pub(crate) fn idle_names(&self) -> Arc<IdleNames> {
+        Arc::clone(&self.idle_names)
     }
 
     /// What is kept on the host's disk.

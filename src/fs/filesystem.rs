@@ -241,7 +241,12 @@ impl FileSystem {
         let fs = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             bucket,
-            tree: Ordered::new(Tree::new(root, ownership, Arc::clone(&kept))),
+            tree: Ordered::new(Tree::new(
+                root,
+                ownership,
+                Arc::clone(&kept),
+                settings.cache.idle_names(),
+            )),
             kept,
             lookaheads: Lookaheads::default(),
             handles: Handles::default(),

@@ -40,6 +40,12 @@ impl<T, const RANK: u8> Ordered<T, RANK> {
         self.0.get_mut()
     }
 
+    /// What it has guarded.
+    #[cfg(test)]
+    pub(crate) fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+
     /// Waits until nobody else has it. With debug assertions, panics if this thread has one of the same place or a
     /// later one.
     pub(crate) fn lock(&self) -> OrderedGuard<'_, T, RANK> {

@@ -29,6 +29,7 @@ mod ops;
 mod readahead;
 mod refusal;
 mod request;
+mod sparse;
 mod staging;
 mod status;
 mod tree;

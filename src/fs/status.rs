@@ -99,7 +99,7 @@ impl FileSystem {
         let tree = self.tree.lock();
         status.unshowable_names = tree.unshowable();
         let changed: Vec<Pending> = tree
-            .inodes()
+            .inodes_in_core()
             .filter_map(|inode| Pending::of(&tree, inode))
             .collect();
         let removed = tree.unused_orphans().map(|key| Pending {
@@ -124,7 +124,7 @@ impl FileSystem {
     pub fn has_pending(&self) -> bool {
         let tree = self.tree.lock();
         let is_pending = |inode: &Arc<Inode>| inode.state.lock().is_pending();
-        tree.inodes().any(is_pending)
+        tree.inodes_in_core().any(is_pending)
             || tree.orphans().next().is_some()
             || !self.abandoned.is_empty()
     }

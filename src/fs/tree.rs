@@ -6,29 +6,35 @@
 //!
 //! No I/O. Lock order: the tree's lock first, then at most one inode's.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::num::NonZeroU64;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-
-use rustc_hash::FxHashMap;
 
 use super::attr::Attr;
 use super::error::FsError;
 use super::inode::{Inode, InodeState, Linked, Remote};
 use super::kept::{Kept, NUMBERS_AHEAD};
 use super::name::LongNames;
+use super::sparse::SparseArray;
 use crate::config::options::Ownership;
 use crate::store::{Attributes, FileKind, Key};
 
 mod hidden;
+mod idle;
 mod kept;
 mod keys;
 mod links;
 mod observe;
+mod packed;
 
+use idle::Idle;
 use links::Links;
+use packed::Body;
 
+pub(crate) use idle::IdleNames;
 pub(crate) use keys::{Origin, prefixes};
 pub(crate) use observe::{Observed, ObservedObject};
 
@@ -38,10 +44,6 @@ pub(crate) const ROOT: u64 = 1;
 /// A name of ours at the root: never shown, never given.
 pub(crate) const RESERVED: &str = ".bucketvol";
 
-/// Names the kernel does not hold are kept up to this many inodes, for their attributes and blocks; above
-/// it they go as soon as the kernel forgets them. An inode takes about 600 bytes.
-const IDLE_INODES_MAX: usize = 400_000;
-
 /// A name removed here hides what the store says of it for this long after the removal is done: longer
 /// than any question that was asked before can take.
 const TOMBSTONE_TTL: Duration = Duration::from_secs(180);
@@ -49,10 +51,18 @@ const TOMBSTONE_TTL: Duration = Duration::from_secs(180);
 /// A directory that is not listed meanwhile looks through its tombstones when it has this many.
 const TOMBSTONES_MAX: usize = 1024;
 
+/// A directory of so many names is worth the time to save their memory.
+const FILL_UP_MIN: usize = 512;
+
 /// The names of one volume.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    nodes: FxHashMap<u64, Node>,
+    nodes: SparseArray<Node>,
+    /// The inodes that are in core, and of those that are gone some. Unpacking one is a look at the tree, not a change.
+    in_core: RefCell<Vec<u64>>,
+    /// With so many in core, those that nobody uses are packed.
+    pack_at: usize,
+    idle: Idle,
     kept: Arc<Kept>,
     next_ino: u64,
     sequence: u64,
@@ -77,10 +87,12 @@ pub(crate) struct Tree {
 
 #[derive(Debug)]
 struct Node {
-    inode: Arc<Inode>,
+    body: Body,
     place: Option<Place>,
     /// Times the kernel was told of the inode and has not forgotten it.
     nlookup: u64,
+    /// It is among the idle ones, or was.
+    is_queued: bool,
     /// It has a row for a later process.
     is_kept: bool,
     directory: Option<Box<Directory>>,
@@ -88,12 +100,13 @@ struct Node {
 
 impl Node {
     /// One that the kernel was not told of.
-    fn new(inode: Arc<Inode>, parent: u64, name: &Arc<str>, is_directory: bool) -> Self {
+    fn new(body: Body, parent: u64, name: &Arc<str>, is_directory: bool) -> Self {
         let name = Arc::clone(name);
         Self {
-            inode,
+            body,
             place: Some(Place { parent, name }),
             nlookup: 0,
+            is_queued: false,
             is_kept: false,
             directory: is_directory.then(Box::default),
         }
@@ -109,6 +122,8 @@ struct Place {
 #[derive(Debug, Default)]
 struct Directory {
     children: BTreeMap<Arc<str>, Dentry>,
+    /// So many there were when their tree was last filled up.
+    filled_up: usize,
     /// So many of them are directories.
     subdirectories: u32,
     /// Names in the bucket that cannot be shown, as the last whole listing had them.
@@ -116,7 +131,11 @@ struct Directory {
     removed: HashMap<Arc<str>, Tombstone>,
     /// When the last whole listing began: names that are not here are not there.
     listed: Option<Duration>,
+    /// Sequence of when a name was last dropped that may still be there.
+    dropped: u64,
     origin: Origin,
+    /// The key below which packed inodes have their objects that do not say otherwise. It never changes.
+    objects_below: Option<Arc<str>>,
     /// Its objects are being copied below this key, or were when an earlier process ended.
     migration: Option<Key>,
 }
@@ -127,6 +146,15 @@ impl Directory {
             self.drop_old_tombstones(now);
         }
         self.removed.insert(Arc::clone(name), tombstone);
+    }
+
+    /// Names that came in order, as those of a listing do, leave a B-tree half empty.
+    fn fill_up(&mut self) {
+        if self.children.len() > self.filled_up.saturating_mul(2).max(FILL_UP_MIN) {
+            let children = std::mem::take(&mut self.children);
+            self.children = children.into_iter().collect();
+            self.filled_up = self.children.len();
+        }
     }
 
     fn drop_old_tombstones(&mut self, now: Duration) {
@@ -143,14 +171,32 @@ struct Dentry {
     /// Sequence of the last listing that had it.
     seen: u64,
     /// When the store last said so, or we changed it; `None`: it is known to be out of date.
-    confirmed: Option<Duration>,
+    confirmed: Option<Moment>,
+}
+
+/// A moment of the monotonic clock. It takes half the room of a [`Duration`] that may be missing: there is one for each
+/// name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(NonZeroU64);
+
+impl From<Duration> for Moment {
+    fn from(since: Duration) -> Self {
+        let nanos = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        Self(NonZeroU64::MIN.saturating_add(nanos))
+    }
+}
+
+impl From<Moment> for Duration {
+    fn from(moment: Moment) -> Self {
+        Self::from_nanos(moment.0.get() - 1)
+    }
 }
 
 impl Dentry {
     /// Whether nobody has to ask what the name stands for, an inode in this state, if what was learned less than `ttl`
     /// ago is believed.
     fn is_fresh(&self, state: &InodeState, now: Duration, ttl: Duration) -> bool {
-        let believed = |since: Duration| now.saturating_sub(since) < ttl;
+        let believed = |since: Moment| now.saturating_sub(since.into()) < ttl;
         state.resolved && (state.unsent.any() || self.confirmed.is_some_and(believed))
     }
 }
@@ -201,22 +247,23 @@ pub(crate) enum Known {
 #[derive(Debug, Clone)]
 pub(crate) struct Child {
     pub(crate) name: Arc<str>,
-    pub(crate) inode: Arc<Inode>,
+    pub(crate) ino: u64,
 }
 
 impl Tree {
     /// A tree with nothing but its root.
-    pub(crate) fn new(root: Attr, ownership: Ownership, kept: Arc<Kept>) -> Self {
+    pub(crate) fn new(
+        root: Attr,
+        ownership: Ownership,
+        kept: Arc<Kept>,
+        idle: Arc<IdleNames>,
+    ) -> Self {
         let inode = Arc::new(Inode::new(ROOT, root, true, None));
-        let root = Node {
-            inode,
-            place: None,
-            nlookup: 1,
-            is_kept: false,
-            directory: Some(Box::default()),
-        };
-        Self {
-            nodes: FxHashMap::from_iter([(ROOT, root)]),
+        let mut tree = Self {
+            nodes: SparseArray::default(),
+            in_core: RefCell::default(),
+            pack_at: 0,
+            idle: Idle::new(idle),
             kept,
             next_ino: ROOT + 1,
             sequence: 0,
@@ -230,30 +277,33 @@ impl Tree {
             migrations: BTreeMap::new(),
             links: Links::default(),
             long_names: LongNames::default(),
-        }
+        };
+        let root = Node {
+            body: Body::new(inode),
+            place: None,
+            nlookup: 1,
+            is_queued: false,
+            is_kept: false,
+            directory: Some(Box::default()),
+        };
+        tree.insert_node(ROOT, root);
+        tree
     }
 
     /// The inode of this number.
     pub(crate) fn inode(&self, ino: u64) -> Option<Arc<Inode>> {
-        self.nodes.get(&ino).map(|node| Arc::clone(&node.inode))
-    }
-
-    /// Every inode.
-    pub(crate) fn inodes(&self) -> impl ExactSizeIterator<Item = &Arc<Inode>> {
-        self.nodes.values().map(|node| &node.inode)
+        let node = self.nodes.get(ino)?;
+        Some(Arc::clone(self.in_core(ino, node)))
     }
 
     /// Whether the inode is a directory; `None` if it is unknown.
     pub(crate) fn is_directory(&self, ino: u64) -> Option<bool> {
-        self.nodes.get(&ino).map(|node| node.directory.is_some())
+        self.nodes.get(ino).map(|node| node.directory.is_some())
     }
 
     /// How many names in the bucket cannot be shown, of the directories that were listed.
     pub(crate) fn unshowable(&self) -> u64 {
-        let directories = self
-            .nodes
-            .values()
-            .filter_map(|node| node.directory.as_ref());
+        let directories = self.nodes.iter().filter_map(|(_, n)| n.directory.as_ref());
         directories
             .map(|directory| u64::from(directory.unshowable))
             .sum()
@@ -261,7 +311,7 @@ impl Tree {
 
     /// How many names lead to an inode, the `.` and `..` of directories among them.
     pub(crate) fn nlink(&self, ino: u64) -> u32 {
-        match self.nodes.get(&ino) {
+        match self.nodes.get(ino) {
             Some(node) if node.place.is_some() || ino == ROOT => match &node.directory {
                 Some(directory) => directory.subdirectories.saturating_add(2),
                 None => self.links.of(ino).saturating_add(1),
@@ -272,7 +322,7 @@ impl Tree {
 
     /// The inode's parent; the root is its own. `None` if it has no name.
     pub(crate) fn parent(&self, ino: u64) -> Option<u64> {
-        match self.nodes.get(&ino)?.place.as_ref() {
+        match self.nodes.get(ino)?.place.as_ref() {
             Some(place) => Some(place.parent),
             None if ino == ROOT => Some(ROOT),
             None => None,
@@ -281,7 +331,7 @@ impl Tree {
 
     /// The directory and name that an inode is found under.
     pub(crate) fn place_of(&self, ino: u64) -> Option<(u64, Arc<str>)> {
-        let place = self.nodes.get(&ino)?.place.as_ref()?;
+        let place = self.nodes.get(ino)?.place.as_ref()?;
         Some((place.parent, Arc::clone(&place.name)))
     }
 
@@ -292,11 +342,11 @@ impl Tree {
 
     /// Fails unless the inode is a directory that is there to stay.
     pub(crate) fn check_parent(&self, ino: u64) -> Result<(), FsError> {
-        let node = self.nodes.get(&ino).ok_or(FsError::NoEntry)?;
+        let node = self.nodes.get(ino).ok_or(FsError::NoEntry)?;
         if node.directory.is_none() {
             return Err(FsError::NotDirectory);
         }
-        match node.inode.state.lock().linked {
+        match self.in_core(ino, node).state.lock().linked {
             Linked::Yes => Ok(()),
             Linked::Going | Linked::No => Err(FsError::NoEntry),
         }
@@ -350,9 +400,9 @@ impl Tree {
         let after = (Bound::Excluded(name), Bound::Unbounded);
         let following = directory.children.range::<str, _>(after);
         let stale = following.take(count + FRESH_RUN_MAX).filter(|(_, dentry)| {
-            let node = self.nodes.get(&dentry.ino);
+            let node = self.nodes.get(dentry.ino);
             node.is_some_and(|node| {
-                let state = node.inode.state.lock();
+                let state = self.in_core(dentry.ino, node).state.lock();
                 let is_fresh = dentry.is_fresh(&state, now, ttl);
                 node.directory.is_none() && !is_fresh && !state.unsent.any()
             })
@@ -392,14 +442,11 @@ impl Tree {
         let Some(directory) = self.directory(ino) else {
             return Vec::new();
         };
-        directory
-            .children
-            .iter()
-            .filter_map(|(name, dentry)| {
-                Some(Child {
-                    name: Arc::clone(name),
-                    inode: self.inode(dentry.ino)?,
-                })
+        let children = directory.children.iter();
+        children
+            .map(|(name, dentry)| Child {
+                name: Arc::clone(name),
+                ino: dentry.ino,
             })
             .collect()
     }
@@ -411,8 +458,9 @@ impl Tree {
         };
         directory.children.iter().any(|(name, dentry)| {
             &**name != but
-                && self.nodes.get(&dentry.ino).is_some_and(|node| {
-                    node.directory.is_none() && node.inode.state.lock().remote.is_some()
+                && self.nodes.get(dentry.ino).is_some_and(|node| {
+                    let inode = self.in_core(dentry.ino, node);
+                    node.directory.is_none() && inode.state.lock().remote.is_some()
                 })
         })
     }
@@ -469,7 +517,9 @@ impl Tree {
         new_name: &Arc<str>,
         now: Duration,
     ) -> Option<()> {
-        let old = self.nodes.get(&ino)?.place.clone()?;
+        // Where a packed inode's object is depends on its name.
+        let _in_core = self.inode(ino)?;
+        let old = self.nodes.get(ino)?.place.clone()?;
         if let Some(target) = self.directory(new_parent)?.children.get(new_name) {
             let target = target.ino;
             self.unlink_node(target);
@@ -499,10 +549,10 @@ impl Tree {
                 ino,
                 changed: sequence,
                 seen: sequence,
-                confirmed: Some(now),
+                confirmed: Some(now.into()),
             },
         );
-        self.nodes.get_mut(&ino)?.place = Some(Place {
+        self.nodes.get_mut(ino)?.place = Some(Place {
             parent: new_parent,
             name: Arc::clone(new_name),
         });
@@ -518,6 +568,8 @@ impl Tree {
 
     /// Lets two inodes change places.
     pub(crate) fn exchange(&mut self, one: u64, other: u64, now: Duration) {
+        // Where a packed inode's object is depends on its name.
+        let _in_core = [self.inode(one), self.inode(other)];
         let (Some(a), Some(b)) = (self.place_of(one), self.place_of(other)) else {
             return;
         };
@@ -528,12 +580,12 @@ impl Tree {
                 ino,
                 changed: sequence,
                 seen: sequence,
-                confirmed: Some(now),
+                confirmed: Some(now.into()),
             };
             if let Some(directory) = self.directory_mut(parent) {
                 directory.children.insert(Arc::clone(&name), dentry);
             }
-            if let Some(node) = self.nodes.get_mut(&ino) {
+            if let Some(node) = self.nodes.get_mut(ino) {
                 let left = node.place.replace(Place { parent, name });
                 if let (Some(left), true) = (left, node.directory.is_some()) {
                     self.one_subdirectory_less(left.parent);
@@ -548,7 +600,7 @@ impl Tree {
     pub(crate) fn touch(&mut self, ino: u64, now: Duration) {
         self.sequence += 1;
         let sequence = self.sequence;
-        let Some(place) = self.nodes.get(&ino).and_then(|node| node.place.clone()) else {
+        let Some(place) = self.nodes.get(ino).and_then(|node| node.place.clone()) else {
             return;
         };
         if let Some(dentry) = self
@@ -556,13 +608,13 @@ impl Tree {
             .and_then(|d| d.children.get_mut(&place.name))
         {
             dentry.changed = sequence;
-            dentry.confirmed = Some(now);
+            dentry.confirmed = Some(now.into());
         }
     }
 
     /// What was learned of the name is no longer believed.
     pub(crate) fn distrust(&mut self, ino: u64) {
-        let Some(place) = self.nodes.get(&ino).and_then(|node| node.place.clone()) else {
+        let Some(place) = self.nodes.get(ino).and_then(|node| node.place.clone()) else {
             return;
         };
         if let Some(directory) = self.directory_mut(place.parent) {
@@ -582,15 +634,18 @@ impl Tree {
 
     /// Every inode below a directory.
     pub(crate) fn below(&self, ino: u64) -> Vec<Arc<Inode>> {
+        let inos = self.inos_below(ino).into_iter();
+        inos.filter_map(|ino| self.inode(ino)).collect()
+    }
+
+    fn inos_below(&self, ino: u64) -> Vec<u64> {
         let mut found = Vec::new();
         let mut pending = vec![ino];
         while let Some(directory) = pending.pop().and_then(|ino| self.directory(ino)) {
             for dentry in directory.children.values() {
-                if let Some(node) = self.nodes.get(&dentry.ino) {
-                    found.push(Arc::clone(&node.inode));
-                    if node.directory.is_some() {
-                        pending.push(dentry.ino);
-                    }
+                found.push(dentry.ino);
+                if self.directory(dentry.ino).is_some() {
+                    pending.push(dentry.ino);
                 }
             }
         }
@@ -604,7 +659,7 @@ impl Tree {
 
     /// The kernel was told of the inode so many times.
     pub(crate) fn remember_times(&mut self, ino: u64, nlookup: u64) -> bool {
-        let Some(node) = self.nodes.get_mut(&ino) else {
+        let Some(node) = self.nodes.get_mut(ino) else {
             return false;
         };
         node.nlookup += nlookup;
@@ -612,34 +667,36 @@ impl Tree {
             node.is_kept = true;
             self.keep(ino);
         }
+        self.pack_unused();
         true
     }
 
     /// The kernel forgets what it was told `nlookup` times.
     pub(crate) fn forget(&mut self, ino: u64, nlookup: u64) {
-        let Some(node) = self.nodes.get_mut(&ino) else {
+        let Some(node) = self.nodes.get_mut(ino) else {
             return;
         };
         node.nlookup = node.nlookup.saturating_sub(nlookup);
         if ino != ROOT && node.nlookup == 0 {
             self.keep_no_more(ino);
-            self.drop_if_idle(ino);
+            self.let_go(ino);
         }
     }
 
     /// An inode was closed for the last time.
     pub(crate) fn closed(&mut self, ino: u64) {
-        if self.nodes.get(&ino).is_some_and(|node| node.nlookup == 0) {
-            self.drop_if_idle(ino);
+        self.pack_unused();
+        if self.nodes.get(ino).is_some_and(|node| node.nlookup == 0) {
+            self.let_go(ino);
         }
     }
 
     fn directory(&self, ino: u64) -> Option<&Directory> {
-        self.nodes.get(&ino)?.directory.as_deref()
+        self.nodes.get(ino)?.directory.as_deref()
     }
 
     fn directory_mut(&mut self, ino: u64) -> Option<&mut Directory> {
-        self.nodes.get_mut(&ino)?.directory.as_deref_mut()
+        self.nodes.get_mut(ino)?.directory.as_deref_mut()
     }
 
     /// The attributes of something of which nobody has asked more than its kind.
@@ -671,17 +728,24 @@ impl Tree {
         is_directory: bool,
         now: Duration,
     ) {
-        let node = Node::new(Arc::clone(inode), parent, name, is_directory);
-        self.link_node(parent, name, node, Some(now));
+        let body = Body::new(Arc::clone(inode));
+        let node = Node::new(body, parent, name, is_directory);
+        self.link_node((parent, name), (inode.ino, node), Some(now));
+        self.note_idle(inode.ino);
     }
 
-    fn link_node(&mut self, parent: u64, name: &Arc<str>, node: Node, confirmed: Option<Duration>) {
+    fn link_node(
+        &mut self,
+        (parent, name): (u64, &Arc<str>),
+        (ino, node): (u64, Node),
+        confirmed: Option<Duration>,
+    ) {
+        self.pack_unused();
         self.sequence += 1;
         let sequence = self.sequence;
         let Some(directory) = self.directory_mut(parent) else {
             return;
         };
-        let ino = node.inode.ino;
         let is_directory = node.directory.is_some();
         directory.removed.remove(name);
         directory.children.insert(
@@ -690,10 +754,10 @@ impl Tree {
                 ino,
                 changed: sequence,
                 seen: sequence,
-                confirmed,
+                confirmed: confirmed.map(Moment::from),
             },
         );
-        self.nodes.insert(ino, node);
+        self.insert_node(ino, node);
         if is_directory {
             self.one_subdirectory_more(parent);
         }
@@ -719,14 +783,17 @@ impl Tree {
         let mut pending = vec![ino];
         while let Some(ino) = pending.pop() {
             self.part_links(ino);
-            let Some(node) = self.nodes.get_mut(&ino) else {
+            let Some(inode) = self.inode(ino) else {
+                continue;
+            };
+            inode.state.lock().linked = Linked::No;
+            let Some(node) = self.nodes.get_mut(ino) else {
                 continue;
             };
             if let Some(directory) = node.directory.as_deref_mut() {
                 pending.extend(directory.children.values().map(|dentry| dentry.ino));
                 directory.children.clear();
             }
-            node.inode.state.lock().linked = Linked::No;
             if let Some(Origin::Elsewhere(key)) = node
                 .directory
                 .as_deref_mut()
@@ -736,7 +803,7 @@ impl Tree {
                 self.unhide(&key);
                 self.leave_ghost(&key);
             }
-            let Some(node) = self.nodes.get_mut(&ino) else {
+            let Some(node) = self.nodes.get_mut(ino) else {
                 continue;
             };
             let is_directory = node.directory.is_some();
@@ -752,41 +819,24 @@ impl Tree {
                 }
             }
             self.keep(ino);
-            if self.nodes.get(&ino).is_some_and(|node| node.nlookup == 0) {
-                self.drop_if_idle(ino);
+            if self.nodes.get(ino).is_some_and(|node| node.nlookup == 0) {
+                self.let_go(ino);
             }
         }
     }
 
-    /// Drops an inode that the kernel does not hold, unless its name or content is still of use.
-    fn drop_if_idle(&mut self, ino: u64) {
-        let crowded = self.nodes.len() > IDLE_INODES_MAX;
-        let Some(node) = self.nodes.get(&ino) else {
+    /// Drops an inode that the kernel does not hold, unless somebody has it open or it has a name.
+    fn let_go(&mut self, ino: u64) {
+        let Some(node) = self.nodes.get(ino) else {
             return;
         };
-        let in_use = {
-            let state = node.inode.state.lock();
-            let has_name = node.place.is_some();
-            state.opens > 0 || (has_name && (state.unsent.any() || state.is_hard_linked))
-        };
-        let has_children = node
-            .directory
-            .as_ref()
-            .is_some_and(|d| !d.children.is_empty());
-        if in_use || (node.place.is_some() && (!crowded || has_children)) {
-            return;
+        if node.place.is_some() {
+            return self.note_idle(ino);
         }
-        self.keep_no_more(ino);
-        if let Some(node) = self.nodes.remove(&ino)
-            && let Some(place) = node.place
-            && let Some(directory) = self.directory_mut(place.parent)
-        {
-            directory.children.remove(&place.name);
-            if node.directory.is_some() {
-                directory.subdirectories -= 1;
-            }
-            // The listing is no longer whole: what is missing may be there.
-            directory.listed = None;
+        let is_open = |inode: &Arc<Inode>| inode.state.lock().opens > 0;
+        if !node.body.in_core().is_some_and(is_open) {
+            self.keep_no_more(ino);
+            self.nodes.remove(ino);
         }
     }
 }
@@ -827,6 +877,7 @@ mod tests {
             attr(FileKind::Directory),
             OWNERSHIP,
             Arc::new(Kept::new(crate::fs::Format::CURRENT).unwrap()),
+            Arc::new(IdleNames::new(1 << 20)),
         )
     }
 
@@ -890,7 +941,7 @@ mod tests {
             tree.remove(ROOT, &name, now);
         }
         assert!(tree.directory(ROOT).unwrap().removed.len() <= TOMBSTONES_MAX);
-        assert_eq!(tree.nodes.len(), 1);
+        assert_eq!(tree.nodes.iter().count(), 1);
     }
 
     #[test]
@@ -907,12 +958,66 @@ mod tests {
             .unwrap();
         tree.insert(ROOT, &names[2], attr(FileKind::File), TTL);
         tree.finish_listing(ROOT, asked, TTL, 0);
-        tree.note_listed(ROOT, TTL);
+        tree.note_listed(ROOT, asked, TTL);
         let left: Vec<String> = tree
             .children(ROOT)
             .iter()
             .map(|child| child.name.to_string())
             .collect();
         assert_eq!(left, ["kept", "new"]);
+    }
+
+    /// A tree of which a listing of three files has come in, and what it was asked at.
+    fn listed(names: &[Arc<str>], idle: u64) -> (Tree, u64) {
+        let kept = Arc::new(Kept::new(crate::fs::Format::CURRENT).unwrap());
+        let idle = Arc::new(IdleNames::new(idle * 256));
+        let mut tree = Tree::new(attr(FileKind::Directory), OWNERSHIP, kept, idle);
+        let cache = BlockCache::new(1 << 20);
+        let asked = tree.begin_question();
+        for name in names {
+            tree.observe(ROOT, name, &object("1"), asked, TTL, &cache)
+                .unwrap();
+        }
+        tree.finish_listing(ROOT, asked, TTL, 0);
+        tree.note_listed(ROOT, asked, TTL);
+        (tree, asked)
+    }
+
+    #[test]
+    fn names_that_nobody_holds_go_when_there_are_too_many_and_may_be_there_all_the_same() {
+        let names: [Arc<str>; 3] = ["a".into(), "b".into(), "c".into()];
+        let (tree, _) = listed(&names, 3);
+        assert!(matches!(tree.look(ROOT, "z", TTL, TTL), Known::Absent));
+        let (mut tree, asked) = listed(&names, 2);
+        assert!(matches!(tree.look(ROOT, "a", TTL, TTL), Known::Unknown));
+        assert!(matches!(tree.look(ROOT, "z", TTL, TTL), Known::Unknown));
+        // Those that are there are packed, and known as before.
+        assert!(matches!(tree.look(ROOT, "c", TTL, TTL), Known::Fresh(_)));
+        let asked_later = tree.begin_question();
+        tree.note_listed(ROOT, asked, TTL);
+        assert!(matches!(tree.look(ROOT, "a", TTL, TTL), Known::Unknown));
+        tree.note_listed(ROOT, asked_later, TTL);
+        assert!(matches!(tree.look(ROOT, "a", TTL, TTL), Known::Absent));
+    }
+
+    #[test]
+    fn what_the_kernel_holds_or_a_program_has_changed_stays() {
+        let names: [Arc<str>; 3] = ["a".into(), "b".into(), "c".into()];
+        let (mut tree, _) = listed(&names, 3);
+        let held = tree.child(ROOT, "a").unwrap();
+        tree.remember(held);
+        let changed = tree
+            .child(ROOT, "b")
+            .and_then(|ino| tree.inode(ino))
+            .unwrap();
+        changed.state.lock().unsent.content = true;
+        for name in ["d", "e", "f", "g"] {
+            let (cache, asked) = (BlockCache::new(1 << 20), tree.begin_question());
+            tree.observe(ROOT, &name.into(), &object("1"), asked, TTL, &cache);
+        }
+        let left: Vec<_> = tree.children(ROOT).into_iter().map(|c| c.name).collect();
+        assert_eq!(left.iter().map(|name| &**name).collect::<String>(), "abfg");
+        tree.forget(held, 1);
+        assert!(tree.child(ROOT, "a").is_some());
     }
 }

@@ -38,7 +38,7 @@ impl FileSystem {
                 }
             }
         }
-        let inodes: Vec<Arc<Inode>> = self.tree.lock().inodes().map(Arc::clone).collect();
+        let inodes: Vec<Arc<Inode>> = self.tree.lock().inodes_in_core().cloned().collect();
         let mut kept = Vec::new();
         for inode in inodes {
             let tree = self.tree.lock();

@@ -13,10 +13,10 @@ use bytes::Bytes;
 use fuser::{Errno, ReplyData, ReplyEmpty, Request};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
 
 use super::connection::Connection;
+use crate::fs::sparse::SparseArray;
 use crate::fs::{FileSystem, FsError, RequestId};
 
 /// A question that only reads is given up after this: a request that is never answered leaves its caller
@@ -178,7 +178,7 @@ pub(super) fn is_resent(request: &Request) -> bool {
 pub(super) struct Known {
     fs: Arc<FileSystem>,
     connection: Arc<Connection>,
-    nlookup: Mutex<FxHashMap<u64, u64>>,
+    nlookup: Mutex<SparseArray<u64>>,
 }
 
 impl Known {
@@ -189,9 +189,11 @@ impl Known {
         lookups: Vec<(u64, u64)>,
     ) -> Arc<Self> {
         let is_there = |(ino, times): &(u64, u64)| fs.remember_times(*ino, *times);
-        let mut nlookup = FxHashMap::default();
+        let mut nlookup = SparseArray::default();
         nlookup.reserve(lookups.len());
-        nlookup.extend(lookups.into_iter().filter(is_there));
+        for (ino, times) in lookups.into_iter().filter(is_there) {
+            nlookup.insert(ino, times);
+        }
         Arc::new(Self {
             fs,
             connection,
@@ -211,19 +213,19 @@ impl Known {
     /// The kernel is about to be told of an inode by an entry, which the core has counted.
     pub(super) fn add(&self, ino: u64) {
         let mut known = self.nlookup.lock();
-        let times = known.entry(ino).or_default();
-        *times += 1;
-        self.connection.keep_lookups(ino, *times);
+        let times = known.get(ino).copied().unwrap_or(0) + 1;
+        known.insert(ino, times);
+        self.connection.keep_lookups(ino, times);
     }
 
     pub(super) fn forget(&self, ino: u64, nlookup: u64) {
         {
             let mut known = self.nlookup.lock();
-            if let Some(count) = known.get_mut(&ino) {
+            if let Some(count) = known.get_mut(ino) {
                 *count = count.saturating_sub(nlookup);
                 self.connection.keep_lookups(ino, *count);
                 if *count == 0 {
-                    known.remove(&ino);
+                    known.remove(ino);
                 }
             }
         }
@@ -233,8 +235,8 @@ impl Known {
 
 impl Drop for Known {
     fn drop(&mut self) {
-        for (ino, nlookup) in self.nlookup.get_mut().drain() {
-            self.fs.forget(ino, nlookup);
+        for (ino, nlookup) in self.nlookup.get_mut().iter() {
+            self.fs.forget(ino, *nlookup);
         }
     }
 }

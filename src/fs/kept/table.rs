@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::fs::format::{Format, Formats};
+use crate::fs::sparse::SparseArray;
 
 /// Bytes of a slot.
 pub(crate) const SLOT: usize = 64;
@@ -44,7 +45,8 @@ pub(crate) struct Table {
 
 #[derive(Debug, Default)]
 struct Slots {
-    heads: FxHashMap<(u8, u64), u32>,
+    /// The head slots by the rows' kinds and numbers.
+    heads: FxHashMap<u8, SparseArray<u32>>,
     /// The further slots of rows that have any, by their heads.
     further: FxHashMap<u32, Vec<u32>>,
     free: Vec<u32>,
@@ -152,7 +154,7 @@ impl Table {
         let mut memory = vec![0; len];
         file.read_exact_at(&mut memory, 0)?;
         let slots = check(&memory)?;
-        let count = slots.heads.len();
+        let count = slots.heads.values().map(|rows| rows.iter().count()).sum();
         let slots = Mutex::new(slots);
         Ok((Self { file, slots }, Rows { memory, count }))
     }
@@ -169,12 +171,9 @@ impl Table {
         head[8..16].copy_from_slice(&id.to_ne_bytes());
         head[16..HEAD].copy_from_slice(&total.to_ne_bytes());
         head[HEAD..][..here.len()].copy_from_slice(here);
-        let at = match slots.heads.get(&(kind, id)) {
-            Some(at) => *at,
-            None => slots.take(),
-        };
+        let at = slots.head(kind, id).unwrap_or_else(|| slots.take());
         self.write_slot(at, &head)?;
-        slots.heads.insert((kind, id), at);
+        slots.heads.entry(kind).or_default().insert(id, at);
         slots.set_further(at, further);
         Ok(())
     }
@@ -193,11 +192,11 @@ impl Table {
     /// Removes a row, if it is there.
     pub(crate) fn remove(&self, kind: u8, id: u64) -> io::Result<()> {
         let mut slots = self.slots.lock();
-        let Some(at) = slots.heads.get(&(kind, id)).copied() else {
+        let Some(at) = slots.head(kind, id) else {
             return Ok(());
         };
         self.write_slot(at, &[0; SLOT])?;
-        slots.heads.remove(&(kind, id));
+        slots.heads.entry(kind).or_default().remove(id);
         slots.set_further(at, Vec::new());
         slots.free.push(at);
         Ok(())
@@ -235,6 +234,10 @@ impl AsFd for Table {
 }
 
 impl Slots {
+    fn head(&self, kind: u8, id: u64) -> Option<u32> {
+        self.heads.get(&kind)?.get(id).copied()
+    }
+
     fn take(&mut self) -> u32 {
         self.free.pop().unwrap_or_else(|| {
             self.len += 1;
@@ -276,7 +279,6 @@ fn check(memory: &[u8]) -> io::Result<Slots> {
     };
     let mut is_used = vec![false; all.len()];
     is_used[0] = true;
-    slots.heads.reserve(all.len());
     for (at, head) in (0..slots.len).zip(&all).skip(1) {
         if !is_head(head) {
             continue;
@@ -297,7 +299,8 @@ fn check(memory: &[u8]) -> io::Result<Slots> {
             further.push(next);
             next = next_of(slot);
         }
-        slots.heads.insert((head[0], id_of(head)), at);
+        let rows = slots.heads.entry(head[0]).or_default();
+        rows.insert(id_of(head), at);
         slots.set_further(at, further);
     }
     let unused = (0..slots.len).zip(is_used).filter(|(_, is_used)| !is_used);
@@ -380,7 +383,8 @@ mod tests {
             let mut bytes = vec![0; SLOT];
             bytes.extend(garbage);
             if let Ok(slots) = check(&bytes) {
-                let rows = Rows { memory: bytes, count: slots.heads.len() };
+                let count = slots.heads.values().map(|rows| rows.iter().count()).sum();
+                let rows = Rows { memory: bytes, count };
                 prop_assert!(rows.iter().count() >= rows.count());
             }
         }

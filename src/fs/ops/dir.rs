@@ -40,6 +40,14 @@ pub struct DirEntry {
     pub next: u64,
 }
 
+/// An entry that is about to be shown.
+struct Entry {
+    name: Arc<str>,
+    /// `None`: the tree does not have it any more.
+    inode: Option<Arc<Inode>>,
+    next: u64,
+}
+
 /// A reader's way through a directory, page by page of the store's listing.
 #[derive(Debug, Default)]
 pub(crate) struct DirStream {
@@ -128,14 +136,8 @@ impl FileSystem {
                     listed => listed?,
                 }
             }
-            let window: Vec<(usize, Child)> = stream
-                .entries
-                .iter()
-                .enumerate()
-                .skip(at - DOTS)
-                .take(WINDOW)
-                .map(|(i, child)| (i, child.clone()))
-                .collect();
+            let window = stream.entries.iter().skip(at - DOTS).take(WINDOW);
+            let window = self.in_core(at as u64 + 1, window);
             if window.is_empty() {
                 return Ok(found);
             }
@@ -177,30 +179,41 @@ impl FileSystem {
         })
     }
 
+    /// The inodes of entries, and where to read on after each.
+    fn in_core<'a>(&self, first: u64, entries: impl Iterator<Item = &'a Child>) -> Vec<Entry> {
+        let mut tree = self.tree.lock();
+        tree.pack_unused();
+        (first..)
+            .zip(entries)
+            .map(|(next, child)| Entry {
+                name: Arc::clone(&child.name),
+                inode: tree.inode(child.ino),
+                next,
+            })
+            .collect()
+    }
+
     /// Looks up the attributes that are not known, side by side; drops what is gone meanwhile.
-    async fn resolve_all(
-        &self,
-        parent: u64,
-        window: Vec<(usize, Child)>,
-    ) -> Result<Vec<DirEntry>, FsError> {
+    async fn resolve_all(&self, parent: u64, window: Vec<Entry>) -> Result<Vec<DirEntry>, FsError> {
         let resolved = stream::iter(window)
-            .map(|(i, child)| async move {
-                let inode: Option<Arc<Inode>> = if child.inode.state.lock().resolved {
-                    Some(child.inode)
-                } else {
-                    self.ask_again(parent, &child.name, &child.inode).await?
+            .map(|Entry { name, inode, next }| async move {
+                let inode = match inode {
+                    Some(inode) if inode.state.lock().resolved => Some(inode),
+                    Some(inode) => self.ask_again(parent, &name, &inode).await?,
+                    // It is gone, or there was no memory for its name.
+                    None => self.find(parent, &name).await?,
                 };
                 let inode = match inode.map(|inode| self.linked_inode(inode)) {
                     Some(linked) if !linked.state.lock().resolved => {
-                        self.find_linked(parent, &child.name).await?
+                        self.find_linked(parent, &name).await?
                     }
                     found => found,
                 };
                 Ok::<_, FsError>(inode.map(|inode| DirEntry {
                     ino: inode.ino,
-                    name: child.name,
+                    name,
                     attr: inode.state.lock().shown_attr(),
-                    next: (i + DOTS + 1) as u64,
+                    next,
                 }))
             })
             .buffered(self.settings.concurrency)
@@ -260,7 +273,11 @@ impl FileSystem {
             names_of(&directory, page, |name| tree.is_no_directory(ino, name))
         };
         for (name, observed) in names {
-            if let (Observed::Prefix, Some(object)) = (&observed, stream.object_called(&name)) {
+            let object = match observed {
+                Observed::Prefix => self.object_called(stream, &name),
+                Observed::Object(_) | Observed::Directory(_) => None,
+            };
+            if let Some(object) = object {
                 // A page before this one had an object of the name that the directory takes.
                 let segment = self.tree.lock().parse(&name)?.segment;
                 let beside = Name::from_segment_beside_directory(&segment)?;
@@ -268,12 +285,13 @@ impl FileSystem {
                 if let Some(inode) = self.observe((ino, &directory), &beside, &object, asked)? {
                     stream.push(Child {
                         name: beside,
-                        inode,
+                        ino: inode.ino,
                     });
                 }
             }
             if let Some(inode) = self.observe((ino, &directory), &name, &observed, asked)? {
-                stream.push(Child { name, inode });
+                let ino = inode.ino;
+                stream.push(Child { name, ino });
             }
         }
         if continuation.is_some() {
@@ -289,7 +307,7 @@ impl FileSystem {
             }
             tree.finish_listing(ino, asked, self.now(), stream.unshowable);
             if !stream.is_uncalled {
-                tree.note_listed(ino, began);
+                tree.note_listed(ino, asked, began);
             }
             self.settle_parted(&mut tree);
             // What was made here and is not in the bucket yet.
@@ -298,23 +316,18 @@ impl FileSystem {
                     stream.push(child);
                 }
             }
+            stream.positions = HashMap::new();
             stream.sort();
             stream.progress = Progress::End;
         }
         Ok(())
     }
-}
-
-impl DirStream {
-    /// Whether the store has nothing more to say.
-    pub(crate) fn is_at_end(&self) -> bool {
-        matches!(self.progress, Progress::End)
-    }
 
     /// What the listing said of the object that it has shown under this name.
-    fn object_called(&self, name: &str) -> Option<ObservedObject> {
-        let child = self.entries.get(*self.positions.get(name)?)?;
-        let state = child.inode.state.lock();
+    fn object_called(&self, stream: &DirStream, name: &str) -> Option<ObservedObject> {
+        let child = stream.entries.get(*stream.positions.get(name)?)?;
+        let inode = self.tree.lock().inode(child.ino)?;
+        let state = inode.state.lock();
         let remote = state
             .remote
             .as_ref()
@@ -325,6 +338,13 @@ impl DirStream {
             modified: remote.modified?,
             metadata: None,
         })
+    }
+}
+
+impl DirStream {
+    /// Whether the store has nothing more to say.
+    pub(crate) fn is_at_end(&self) -> bool {
+        matches!(self.progress, Progress::End)
     }
 
     /// Brings what was not shown yet into the order of the names, in which a later process finds them too.

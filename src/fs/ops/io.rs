@@ -275,7 +275,7 @@ impl FileSystem {
         let staged: Vec<u64> = self
             .tree
             .lock()
-            .inodes()
+            .inodes_in_core()
             .filter(|inode| inode.state.lock().unsent.content)
             .map(|inode| inode.ino)
             .collect();

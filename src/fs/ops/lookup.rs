@@ -15,9 +15,6 @@ use crate::store::{FileKind, Key, ListEntry, ListRequest, Object, StoreError};
 /// The objects of a directory can be brought elsewhere so often at most while one question is asked.
 const ASK_ATTEMPTS: u32 = 4;
 
-/// With more inodes than this nothing is listed that nobody has asked for: they would stay.
-const LISTED_AHEAD_MAX: usize = 100_000;
-
 /// What to ask the store about a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Question {
@@ -130,11 +127,8 @@ impl FileSystem {
             return;
         };
         let (now, ttl) = (self.now(), self.settings.metadata_ttl);
-        {
-            let tree = self.tree.lock();
-            if tree.is_listed(parent, now, ttl) || tree.inodes().len() > LISTED_AHEAD_MAX {
-                return;
-            }
+        if self.tree.lock().is_listed(parent, now, ttl) {
+            return;
         }
         let lookahead = Arc::clone(lookahead);
         self.runtime.spawn(async move {

@@ -143,7 +143,7 @@ impl FileSystem {
             let state = inode.state.lock();
             state.is_pending() && matches!(state.attr.kind, FileKind::File | FileKind::Symlink)
         };
-        let mut changed = tree.inodes().filter(is_changed_file);
+        let mut changed = tree.inodes_in_core().filter(is_changed_file);
         changed
             .find(|inode| tree.final_key(inode.ino).as_ref() == Some(key))
             .map(Arc::clone)

@@ -232,7 +232,7 @@ impl FileSystem {
             }
         }
         let mut keys = Vec::new();
-        for inode in tree.inodes() {
+        for inode in tree.inodes_in_core() {
             let state = inode.state.lock();
             let file = counted(inode.ino, &state);
             if file.bytes.is_none() || !state.unsent.any() {

@@ -120,7 +120,7 @@ impl FileSystem {
             let mut changed: Vec<Arc<Inode>> = tree
                 .children(ino)
                 .into_iter()
-                .map(|child| child.inode)
+                .filter_map(|child| tree.inode(child.ino))
                 .filter(|inode| inode.state.lock().unsent.any())
                 .collect();
             // What has gone elsewhere leaves its objects here until they are there.
@@ -174,7 +174,7 @@ impl FileSystem {
     fn pending(&self) -> Vec<Arc<Inode>> {
         let tree = self.tree.lock();
         let changed = tree
-            .inodes()
+            .inodes_in_core()
             .filter(|inode| inode.state.lock().is_pending());
         let doomed = tree.orphans().filter(|inode| inode.state.lock().opens == 0);
         changed.chain(doomed).map(Arc::clone).collect()

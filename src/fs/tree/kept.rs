@@ -3,6 +3,7 @@
 use std::collections::btree_map::Entry as Slot;
 use std::sync::Arc;
 
+use super::packed::Body;
 use super::{Dentry, Node, Tree, kind_of};
 use crate::fs::inode::{Inode, Linked};
 use crate::fs::kept::NUMBERS_AHEAD;
@@ -22,20 +23,20 @@ impl Tree {
     /// An inode that an earlier process knew, under the name it had. What the store has there was not asked.
     pub(crate) fn restore(&mut self, ino: u64, parent: u64, name: &Arc<str>, is_directory: bool) {
         let attr = self.unknown_attr(kind_of(is_directory));
-        let inode = Inode::new(ino, attr, false, None);
-        let node = Node::new(Arc::new(inode), parent, name, is_directory);
-        self.link_unconfirmed(parent, name, node);
+        let inode = Arc::new(Inode::new(ino, attr, false, None));
+        let node = Node::new(Body::new(inode), parent, name, is_directory);
+        self.link_unconfirmed(parent, name, (ino, node));
     }
 
     /// A directory that the kernel knows by this number from an earlier process, and that has a row which says where it
     /// is: under its name. If that is not free, or the directory above not there, it has none.
     pub(crate) fn reopen_directory(&mut self, ino: u64, parent: u64, name: &Arc<str>) {
         let is_free = self.is_directory(parent) == Some(true) && self.child(parent, name).is_none();
-        match (self.nodes.contains_key(&ino), is_free) {
+        match (self.nodes.contains(ino), is_free) {
             (true, _) => self.note_kept(ino),
             (false, true) => {
-                let node = self.reopened_node(ino, parent, name, true);
-                self.link_unconfirmed(parent, name, node);
+                let node = reopened_node(parent, name, true);
+                self.link_unconfirmed(parent, name, (ino, node));
             }
             (false, false) => drop(self.restore_nameless(ino, true)),
         }
@@ -55,7 +56,7 @@ impl Tree {
             std::mem::take(&mut directory.children)
         });
         for (ino, name) in files {
-            if self.nodes.contains_key(&ino) {
+            if self.nodes.contains(ino) {
                 self.note_kept(ino);
                 continue;
             }
@@ -72,8 +73,8 @@ impl Tree {
                 seen: sequence,
                 confirmed: None,
             });
-            let node = self.reopened_node(ino, parent, &name, false);
-            self.nodes.insert(ino, node);
+            let node = reopened_node(parent, &name, false);
+            self.insert_node(ino, node);
         }
         if let (Some(directory), Some(children)) = (self.directory_mut(parent), children) {
             directory.children = children;
@@ -82,7 +83,7 @@ impl Tree {
 
     /// Likewise, of one that has no name any more.
     pub(crate) fn reopen_nameless(&mut self, ino: u64, is_directory: bool) {
-        match self.nodes.contains_key(&ino) {
+        match self.nodes.contains(ino) {
             true => self.note_kept(ino),
             false => drop(self.restore_nameless(ino, is_directory)),
         }
@@ -94,20 +95,21 @@ impl Tree {
         let inode = Arc::new(Inode::new(ino, attr, true, None));
         inode.state.lock().linked = Linked::No;
         let node = Node {
-            inode: Arc::clone(&inode),
+            body: Body::new(Arc::clone(&inode)),
             place: None,
             nlookup: 0,
+            is_queued: false,
             is_kept: true,
             directory: is_directory.then(Box::default),
         };
-        self.nodes.insert(ino, node);
+        self.insert_node(ino, node);
         self.keep(ino);
         inode
     }
 
     /// An inode has a row of an earlier process, which may not have lived to write down where it is by now.
     pub(crate) fn note_kept(&mut self, ino: u64) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
+        if let Some(node) = self.nodes.get_mut(ino) {
             node.is_kept = true;
             self.keep(ino);
         }
@@ -115,7 +117,7 @@ impl Tree {
 
     /// An inode is about to lose its name: a process that takes over must not give it back.
     pub(crate) fn keep_unnamed(&self, ino: u64) {
-        if let Some(node) = self.nodes.get(&ino)
+        if let Some(node) = self.nodes.get(ino)
             && node.is_kept
         {
             self.kept.node(ino, node.directory.is_some(), None);
@@ -124,7 +126,7 @@ impl Tree {
 
     /// Keeps where an inode is for a later process, if the kernel knows it.
     pub(super) fn keep(&self, ino: u64) {
-        if let Some(node) = self.nodes.get(&ino)
+        if let Some(node) = self.nodes.get(ino)
             && node.is_kept
         {
             let place = node.place.as_ref();
@@ -135,27 +137,25 @@ impl Tree {
     }
 
     pub(super) fn keep_no_more(&mut self, ino: u64) {
-        if let Some(node) = self.nodes.get_mut(&ino)
+        if let Some(node) = self.nodes.get_mut(ino)
             && std::mem::take(&mut node.is_kept)
         {
             self.kept.forget(ino);
         }
     }
 
-    fn reopened_node(&self, ino: u64, parent: u64, name: &Arc<str>, is_directory: bool) -> Node {
-        let attr = self.unknown_attr(kind_of(is_directory));
-        let mut inode = Inode::new(ino, attr, false, None);
-        inode.state.get_mut().has_unknown_pages = true;
-        Node {
-            is_kept: true,
-            ..Node::new(Arc::new(inode), parent, name, is_directory)
-        }
-    }
-
-    fn link_unconfirmed(&mut self, parent: u64, name: &Arc<str>, node: Node) {
-        self.link_node(parent, name, node, None);
+    fn link_unconfirmed(&mut self, parent: u64, name: &Arc<str>, node: (u64, Node)) {
+        self.link_node((parent, name), node, None);
         if let Some(directory) = self.directory_mut(parent) {
             directory.listed = None;
         }
+    }
+}
+
+/// A node of an earlier process.
+fn reopened_node(parent: u64, name: &Arc<str>, is_directory: bool) -> Node {
+    Node {
+        is_kept: true,
+        ..Node::new(Body::default(), parent, name, is_directory)
     }
 }

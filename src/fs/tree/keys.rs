@@ -73,7 +73,7 @@ impl Tree {
             if at == ROOT {
                 break String::new();
             }
-            let place = self.nodes.get(&at)?.place.as_ref()?;
+            let place = self.nodes.get(at)?.place.as_ref()?;
             names.push(&place.name);
             at = place.parent;
         };

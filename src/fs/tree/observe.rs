@@ -60,8 +60,8 @@ impl Tree {
         }
         if let Some(dentry) = directory.children.get(name) {
             let (ino, changed_since) = (dentry.ino, dentry.changed > asked);
-            let node = self.nodes.get(&ino)?;
-            let inode = Arc::clone(&node.inode);
+            let node = self.nodes.get(ino)?;
+            let inode = Arc::clone(self.in_core(ino, node));
             let is_directory = node.directory.is_some();
             let has_unsent_link = self.has_unsent_link(ino);
             let keep = {
@@ -81,17 +81,16 @@ impl Tree {
             if keep {
                 let dentry = self.directory_mut(parent)?.children.get_mut(name)?;
                 dentry.seen = dentry.seen.max(asked);
-                dentry.confirmed = dentry.confirmed.max(Some(now));
+                dentry.confirmed = dentry.confirmed.max(Some(now.into()));
                 return Some(inode);
             }
             // Another object by the same name is another inode; whoever has the old one open keeps it.
             self.unlink_node(ino);
         }
         // A directory that is about to go has no entry: what is found below its key is what takes its place.
-        let is_going = |node: &super::Node| node.inode.state.lock().linked == Linked::Going;
-        if self.is_hidden(parent, name, is_directory)
-            || self.nodes.get(&parent).is_some_and(is_going)
-        {
+        let parents_inode = self.inode(parent)?;
+        let is_going = parents_inode.state.lock().linked == Linked::Going;
+        if is_going || self.is_hidden(parent, name, is_directory) {
             return None;
         }
         let inode = self.new_observed(&key, observed, cache);
@@ -139,13 +138,16 @@ impl Tree {
         if let Some(directory) = self.directory_mut(parent) {
             directory.unshowable = unshowable;
             directory.drop_old_tombstones(now);
+            directory.fill_up();
         }
     }
 
     /// The listing that has come to its end began at `began`: until the ttl has passed since then it is believed about
-    /// what it did not have.
-    pub(crate) fn note_listed(&mut self, parent: u64, began: Duration) {
-        if let Some(directory) = self.directory_mut(parent) {
+    /// what it did not have. Not if names that it did have were dropped meanwhile.
+    pub(crate) fn note_listed(&mut self, parent: u64, asked: u64, began: Duration) {
+        if let Some(directory) = self.directory_mut(parent)
+            && directory.dropped <= asked
+        {
             directory.listed = Some(began);
         }
     }
@@ -170,11 +172,14 @@ impl Tree {
 
     /// Whether the inode or anything below it is known better here than in the bucket.
     fn subtree_is_local(&self, ino: u64) -> bool {
-        let is_local = |inode: &Arc<Inode>| {
-            let is_unsent = inode.state.lock().unsent.any();
-            is_unsent || self.has_unsent_link(inode.ino)
+        let is_local = |ino: u64| {
+            let node = self.nodes.get(ino);
+            // What is packed is as the bucket has it.
+            let in_core = node.and_then(|node| node.body.in_core());
+            in_core.is_some_and(|inode| inode.state.lock().unsent.any())
+                || self.has_unsent_link(ino)
         };
-        self.inode(ino).iter().any(is_local) || self.below(ino).iter().any(is_local)
+        is_local(ino) || self.inos_below(ino).into_iter().any(is_local)
     }
 }
 

@@ -124,11 +124,15 @@ struct Synced {
     bytes: Vec<u8>,
 }
 
+/// Room for three names that nobody holds.
+const LITTLE_MEMORY: u64 = 3 * 256 * 16;
+
 /// Settings that each process of a volume has.
 #[derive(Debug, Clone, Copy)]
 struct Lasting {
     size: Option<u64>,
     formats: Formats,
+    cache_memory: u64,
 }
 
 impl Lasting {
@@ -136,12 +140,14 @@ impl Lasting {
         Self {
             size: settings.size,
             formats: settings.formats,
+            cache_memory: settings.cache.memory(),
         }
     }
 
     fn set(self, settings: &mut Settings) {
         settings.size = self.size;
         settings.formats = self.formats;
+        settings.cache = BlockCache::new(self.cache_memory);
     }
 }
 
@@ -194,6 +200,14 @@ impl TestFs {
         Self::open_at(bucket, WriteOptions::default(), staging, tune).await
     }
 
+    /// Likewise, in so little memory that names which nobody holds are soon forgotten.
+    pub(crate) async fn in_little_memory(bucket: Arc<Bucket>, write: WriteOptions) -> Self {
+        Self::open_at(bucket, write, tempfile::tempdir().unwrap(), |settings| {
+            settings.cache = BlockCache::new(LITTLE_MEMORY);
+        })
+        .await
+    }
+
     /// A volume in a simulation's time, in which nobody gives up waiting.
     pub(crate) async fn simulated(
         bucket: Arc<Bucket>,
@@ -216,10 +230,10 @@ impl TestFs {
 
     /// This process goes on with what another, which was killed, has staged; of that the disk had `synced`.
     fn has_taken_up(&self, synced: HashMap<u64, Synced>) {
-        self.synced.lock().extend(synced);
-        if self.write.durability == Durability::Local {
-            // All that is staged is brought to the disk before the journal is written anew.
-            self.sync_all();
+        let mut known = self.synced.lock();
+        for (ino, synced) in synced {
+            // What it has brought to the disk itself is more.
+            known.entry(ino).or_insert(synced);
         }
     }
 

@@ -615,7 +615,7 @@ impl Run {
             ..WriteOptions::default()
         };
         let mut run = Self {
-            fs: TestFs::with(bucket, write).await,
+            fs: TestFs::in_little_memory(bucket, write).await,
             store,
             faults,
             connection,

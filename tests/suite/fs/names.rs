@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::sync::Arc;
 
+use bucketvol::config::options::WriteOptions;
 use bucketvol::fs::{FsError, NameError};
-use bucketvol::store::{FileKind, Key, Metadata, Precondition};
+use bucketvol::store::{Bucket, FileKind, Key, Metadata, Precondition};
 use bytes::Bytes;
 
 use crate::common::test_fs::{ROOT, TestFs};
@@ -215,6 +217,24 @@ async fn a_large_directory_is_read_page_by_page_and_whole() {
     let names = fs.ls("d").await;
     assert_eq!(names.len(), 2500);
     assert_eq!(names[1234], "01234");
+}
+
+#[tokio::test]
+async fn a_directory_of_more_names_than_there_is_memory_for_is_listed_and_found_whole() {
+    let bucket = Arc::new(Bucket::memory());
+    let fs = TestFs::in_little_memory(bucket, WriteOptions::default()).await;
+    for i in 0..1200 {
+        fs.put_object(&format!("d/{i:04}"), b"12345").await;
+    }
+    let entries = fs.entries("d").await.unwrap();
+    assert_eq!(entries.len(), 1200);
+    assert!(entries.iter().all(|entry| entry.attr.size == 5));
+    // What was dropped is there all the same, and what is not there is not.
+    fs.ino("d/0000").await.unwrap();
+    assert!(matches!(fs.ino("d/none").await, Err(FsError::NoEntry)));
+    fs.put_object("d/new", b"").await;
+    fs.let_ttl_pass();
+    assert_eq!(fs.ls("d").await.len(), 1201);
 }
 
 #[tokio::test]
