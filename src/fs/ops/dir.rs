@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 
 use crate::fs::attr::Attr;
 use crate::fs::error::FsError;
@@ -43,9 +43,17 @@ pub struct DirEntry {
 /// An entry that is about to be shown.
 struct Entry {
     name: Arc<str>,
-    /// `None`: the tree does not have it any more.
-    inode: Option<Arc<Inode>>,
     next: u64,
+    found: Found,
+}
+
+/// What the tree has of an entry.
+enum Found {
+    /// All that is shown of it.
+    Shown(u64, Attr),
+    InCore(Arc<Inode>),
+    /// It is gone, or there was no memory for its name.
+    Nothing,
 }
 
 /// A reader's way through a directory, page by page of the store's listing.
@@ -137,7 +145,7 @@ impl FileSystem {
                 }
             }
             let window = stream.entries.iter().skip(at - DOTS).take(WINDOW);
-            let window = self.in_core(at as u64 + 1, window);
+            let window = self.look_at(at as u64 + 1, window);
             if window.is_empty() {
                 return Ok(found);
             }
@@ -179,47 +187,83 @@ impl FileSystem {
         })
     }
 
-    /// The inodes of entries, and where to read on after each.
-    fn in_core<'a>(&self, first: u64, entries: impl Iterator<Item = &'a Child>) -> Vec<Entry> {
+    /// What is known of entries, and where to read on after each.
+    fn look_at<'a>(&self, first: u64, entries: impl Iterator<Item = &'a Child>) -> Vec<Entry> {
         let mut tree = self.tree.lock();
         tree.pack_unused();
+        let look = |ino| match tree.packed_attr(ino) {
+            Some(attr) => Found::Shown(ino, attr),
+            None => tree.inode(ino).map_or(Found::Nothing, Found::InCore),
+        };
         (first..)
             .zip(entries)
             .map(|(next, child)| Entry {
                 name: Arc::clone(&child.name),
-                inode: tree.inode(child.ino),
                 next,
+                found: look(child.ino),
             })
             .collect()
     }
 
     /// Looks up the attributes that are not known, side by side; drops what is gone meanwhile.
     async fn resolve_all(&self, parent: u64, window: Vec<Entry>) -> Result<Vec<DirEntry>, FsError> {
-        let resolved = stream::iter(window)
-            .map(|Entry { name, inode, next }| async move {
-                let inode = match inode {
-                    Some(inode) if inode.state.lock().resolved => Some(inode),
-                    Some(inode) => self.ask_again(parent, &name, &inode).await?,
-                    // It is gone, or there was no memory for its name.
-                    None => self.find(parent, &name).await?,
-                };
-                let inode = match inode.map(|inode| self.linked_inode(inode)) {
-                    Some(linked) if !linked.state.lock().resolved => {
-                        self.find_linked(parent, &name).await?
-                    }
-                    found => found,
-                };
-                Ok::<_, FsError>(inode.map(|inode| DirEntry {
-                    ino: inode.ino,
-                    name,
-                    attr: inode.state.lock().shown_attr(),
-                    next,
-                }))
-            })
-            .buffered(self.settings.concurrency)
-            .try_collect::<Vec<_>>()
-            .await?;
+        let mut resolved: Vec<Option<DirEntry>> = Vec::with_capacity(window.len());
+        let mut unknown = Vec::new();
+        for entry in window {
+            let known = self.known_entry(&entry);
+            if known.is_none() {
+                unknown.push((resolved.len(), entry));
+            }
+            resolved.push(known);
+        }
+        let mut asked = stream::iter(unknown)
+            .map(|(at, entry)| async move { (at, self.ask_entry(parent, entry).await) })
+            .buffer_unordered(self.settings.concurrency);
+        while let Some((at, entry)) = asked.next().await {
+            resolved[at] = entry?;
+        }
         Ok(resolved.into_iter().flatten().collect())
+    }
+
+    /// An entry of which nothing has to be asked.
+    fn known_entry(&self, entry: &Entry) -> Option<DirEntry> {
+        let (ino, attr) = match &entry.found {
+            Found::Shown(ino, attr) => (*ino, *attr),
+            Found::InCore(inode) => {
+                let linked = self.linked_inode(Arc::clone(inode));
+                let is_resolved = inode.state.lock().resolved;
+                let state = linked.state.lock();
+                (is_resolved && state.resolved).then(|| (linked.ino, state.shown_attr()))?
+            }
+            Found::Nothing => return None,
+        };
+        Some(DirEntry {
+            ino,
+            name: Arc::clone(&entry.name),
+            attr,
+            next: entry.next,
+        })
+    }
+
+    async fn ask_entry(&self, parent: u64, entry: Entry) -> Result<Option<DirEntry>, FsError> {
+        let Entry { name, next, found } = entry;
+        let inode = match found {
+            Found::InCore(inode) if inode.state.lock().resolved => Some(inode),
+            Found::InCore(inode) => self.ask_again(parent, &name, &inode).await?,
+            Found::Shown(..) | Found::Nothing => self.find(parent, &name).await?,
+        };
+        let inode = match inode.map(|inode| self.linked_inode(inode)) {
+            Some(linked) if !linked.state.lock().resolved => {
+                self.find_linked(parent, &name).await?
+            }
+            found => found,
+        };
+        Ok(inode.map(|inode| DirEntry {
+            ino: inode.ino,
+            name,
+            attr: inode.state.lock().shown_attr(),
+            next,
+        }))
     }
 
     /// Reads all names of a directory that the store has.

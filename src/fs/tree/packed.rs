@@ -56,6 +56,7 @@ struct PackedInode(Box<[u8]>);
 
 #[derive(Serialize, Deserialize)]
 struct Contents {
+    // These come first: `Tree::packed_attr` reads no further.
     attr: PackedAttr,
     resolved: bool,
     has_unknown_pages: bool,
@@ -312,6 +313,18 @@ impl Tree {
             let inode = packed.and_then(|packed| packed.unpack(ino, self.usual_key(node)));
             Arc::new(inode.unwrap_or_else(|| self.unknown_inode(ino, node)))
         })
+    }
+
+    /// What programs are shown of an inode, if that can be said without having it in core.
+    pub(crate) fn packed_attr(&self, ino: u64) -> Option<Attr> {
+        let node = self.nodes.get(ino)?;
+        let packed = node.body.packed.take()?;
+        let read = postcard::take_from_bytes::<(PackedAttr, bool)>(&packed.0);
+        let known = read.ok().filter(|((_, resolved), _)| *resolved);
+        let attr = known.map(|((attr, _), _)| attr.unpack());
+        node.body.packed.set(Some(packed));
+        // The length of a link may be that of its metadata.
+        attr.filter(|attr| attr.kind != FileKind::Symlink)
     }
 
     /// An inode that was left by an earlier process: what it is now is to be asked.
