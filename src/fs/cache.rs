@@ -21,11 +21,12 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 pub use self::disk::{BlockPlace, DiskCache};
 use super::block::{BLOCK_SIZE, BlockSpan, block_bytes};
 use super::blocking::blocking;
+use super::memory::{MemoryBudget, Reserved, Shares};
 use super::readahead::Found;
 use super::tree::IdleNames;
 use crate::store::{Bucket, Key, ObjectVersion, StoreError};
@@ -39,9 +40,6 @@ const LEFT_MIN_BLOCKS: usize = 8;
 
 /// What moka needs for an entry beside the block's bytes (CRATES: 256 bytes).
 const ENTRY_OVERHEAD: u32 = 256;
-
-/// The unit that a semaphore counts memory in.
-const KIB: u64 = 1024;
 
 /// Names the content of one version of one object. A copy we made ourselves keeps it; no other object,
 /// bucket or tenant ever has it.
@@ -103,26 +101,19 @@ pub struct BlockCache {
     next_content: AtomicU64,
     lookups: AtomicU64,
     hits: AtomicU64,
-    /// KiB that may be on their way ahead of any reader.
-    readahead: Arc<Semaphore>,
-    /// KiB that upload parts may hold.
-    upload: Arc<Semaphore>,
-    upload_kib: u32,
+    budget: MemoryBudget,
     idle_names: Arc<IdleNames>,
 }
 
 impl BlockCache {
-    /// A cache that keeps to `memory` bytes: a quarter for blocks read ahead, a quarter for upload parts, a sixteenth
-    /// for names that nobody holds, the rest for blocks at rest.
+    /// A cache that keeps to `memory` bytes, of which it has seven sixteenths itself: see [`Shares`].
     pub fn new(memory: u64) -> Arc<Self> {
         Self::with_disk(memory, None)
     }
 
     /// Likewise; what it fetches is kept on the host's disk too.
     pub fn with_disk(memory: u64, disk: Option<Arc<DiskCache>>) -> Arc<Self> {
-        let quarter_kib = u32::try_from((memory / 4 / KIB).max(1024)).unwrap_or(u32::MAX >> 4);
-        let names = memory / 16;
-        let permits = usize::try_from(quarter_kib).expect("usize has at least 32 bits");
+        let shares = Shares::of(memory);
         Arc::new(Self {
             memory,
             blocks: Cache::builder()
@@ -130,17 +121,15 @@ impl BlockCache {
                 .weigher(|_, block: &Bytes| {
                     u32::try_from(block.len()).map_or(u32::MAX, |len| len + ENTRY_OVERHEAD)
                 })
-                .max_capacity(memory / 2 - names)
+                .max_capacity(shares.at_rest)
                 .build(),
             disk,
             flights: Mutex::new(HashMap::new()),
             next_content: AtomicU64::new(1),
             lookups: AtomicU64::new(0),
             hits: AtomicU64::new(0),
-            readahead: Arc::new(Semaphore::new(permits)),
-            upload: Arc::new(Semaphore::new(permits)),
-            upload_kib: quarter_kib,
-            idle_names: Arc::new(IdleNames::new(names)),
+            budget: MemoryBudget::new(&shares),
+            idle_names: Arc::new(IdleNames::new(shares.names)),
         })
     }
 
@@ -177,15 +166,9 @@ impl BlockCache {
         )
     }
 
-    /// Waits for the memory of an upload's part. A part larger than the whole budget gets all of it.
-    pub(crate) async fn reserve_upload(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let kib = u32::try_from(bytes.div_ceil(KIB))
-            .unwrap_or(u32::MAX)
-            .clamp(1, self.upload_kib);
-        Arc::clone(&self.upload)
-            .acquire_many_owned(kib)
-            .await
-            .expect("the semaphore is never closed")
+    /// Waits for the memory of an upload's part.
+    pub(crate) async fn reserve_upload(&self, bytes: u64) -> Reserved {
+        self.budget.upload(bytes).await
     }
 
     /// The bytes of `range`, which lies inside the object. Does not wait if all blocks are there.
@@ -241,12 +224,11 @@ impl BlockCache {
     /// Begins to fetch what of `range` is missing, if there is memory for it.
     pub(crate) fn prefetch(self: &Arc<Self>, object: &ObjectSource, range: &Range<u64>) {
         let missing = self.missing(object, range);
-        let kib = u32::try_from(missing.len() as u64 * BLOCK_SIZE / KIB).unwrap_or(u32::MAX);
-        if kib == 0 {
+        if missing.is_empty() {
             return;
         }
-        if let Ok(permit) = Arc::clone(&self.readahead).try_acquire_many_owned(kib) {
-            self.fly(object, missing.into_iter(), Some(Arc::new(permit)));
+        if let Some(reserved) = self.budget.readahead(missing.len() as u64 * BLOCK_SIZE) {
+            self.fly(object, missing.into_iter(), Some(Arc::new(reserved)));
         }
     }
 
@@ -301,16 +283,16 @@ impl BlockCache {
 
     /// Bytes that may still be read ahead now.
     pub(crate) fn readahead_room(&self) -> u64 {
-        self.readahead.available_permits() as u64 * KIB
+        self.budget.readahead_room()
     }
 
-    /// Joins the flights of these blocks, and starts those that nobody has started. A block that turns out
-    /// to be there is not among the flights returned.
+    /// Joins the flights of these blocks, and starts those that nobody has started: into memory that is reserved to
+    /// read ahead, or for who waits. A block that turns out to be there is not among the flights returned.
     fn fly(
         self: &Arc<Self>,
         object: &ObjectSource,
         indices: impl Iterator<Item = u64>,
-        permit: Option<Arc<OwnedSemaphorePermit>>,
+        ahead: Option<Arc<Reserved>>,
     ) -> HashMap<u64, Flight> {
         let mut joined = HashMap::new();
         let mut runs: Vec<(Arc<Run>, Vec<Landing>)> = Vec::new();
@@ -350,10 +332,16 @@ impl BlockCache {
             }
         }
         for (run, landings) in runs {
-            let (object, permit) = (object.clone(), permit.clone());
+            let (cache, object, ahead) = (Arc::clone(self), object.clone(), ahead.clone());
             tokio::spawn(async move {
+                let _reserved = match ahead {
+                    Some(reserved) => reserved,
+                    None => {
+                        let bytes = landings.len() as u64 * BLOCK_SIZE;
+                        Arc::new(cache.budget.demand(bytes).await)
+                    }
+                };
                 fetch(&object, &run, landings).await;
-                drop(permit);
             });
         }
         joined
@@ -603,6 +591,17 @@ mod tests {
         };
         futures_util::join!(read, give_up);
         assert_eq!(cache.find(&object, &(0..4 * MIB)), Found::Here);
+    }
+
+    #[tokio::test]
+    async fn a_read_goes_on_while_uploads_have_all_the_memory_they_can_get() {
+        let cache = BlockCache::new(16 * MIB);
+        let object = large(&cache).await;
+        let _all = cache.reserve_upload(1 << 40).await;
+        cache.prefetch(&object, &(0..4 * MIB));
+        assert_eq!(cache.find(&object, &(0..MIB)), Found::Missing);
+        let read = cache.read(&object, 0..8 * MIB).await.unwrap();
+        assert_eq!(read.concat(), vec![7; 8 << 20]);
     }
 
     #[tokio::test]

@@ -24,6 +24,7 @@ mod journal;
 mod kept;
 mod lock;
 mod lookahead;
+mod memory;
 mod name;
 mod ops;
 mod readahead;
