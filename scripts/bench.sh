@@ -1,14 +1,15 @@
 #!/bin/bash
 # Measures how bucketvol writes and reads, beside rclone and s3fs: one S3 server, the same for all, 15 ms away and with
-# 90 MB/s for each connection and direction. Nothing is asserted; docs/BENCH.md is written anew.
+# 90 MB/s for each connection and direction. Nothing is asserted; docs/BENCH.md and docs/bench.svg are written anew.
+# mount-s3 takes part where it is installed.
 #
 #   YES=1                 installs without asking (so does CI)
 #   ROUNDS=3              measures everything three times rather than twice
 #   SERVER=garage         a server that others wrote, rather than examples/s3_server.rs in memory; the report goes to
 #                         stdout then
 #   ONLY="small replace"  these workloads only: large small replace rename patch sequential streams random random4k
-#                         readsmall first listing untar clone sqlite append idle restart; the report goes to stdout
-#                         then
+#                         readsmall first listing untar clone sqlite append idle warm restart; the report goes to
+#                         stdout then
 #   PROGRAMS="bucketvol"  these programs only
 #   BUCKETVOL=FILE        another build of it
 set -euo pipefail
@@ -58,7 +59,7 @@ if [ "$server" = garage ]; then garage="$(scripts/garage.sh)"; fi
 
 step "a release build"
 target="$(target_directory)"
-cargo build --release --bin bucketvol --example far_away --example s3_server
+cargo build --release --bin bucketvol --example far_away --example s3_server --example fuse_ceiling
 bucketvol="${BUCKETVOL:-$target/release/bucketvol}"
 
 work="$(mktemp -d "${TMPDIR:-/var/tmp}/bucketvol-bench-XXXXXX")"
@@ -202,6 +203,10 @@ command_of() {
         printf '%s\n' s3fs "$STORE_BUCKET" "$mnt" -f -o "url=$endpoint,use_path_request_style" \
             -o "endpoint=$STORE_REGION,passwd_file=$work/s3fs,tmpdir=$work/cache"
         ;;
+    mount-s3)
+        printf '%s\n' mount-s3 "$STORE_BUCKET" "$mnt" --foreground --endpoint-url "$endpoint" --force-path-style \
+            --region "$STORE_REGION" --allow-delete --allow-overwrite
+        ;;
     esac
 }
 
@@ -260,11 +265,11 @@ for round in $(seq "$rounds"); do
     for workload in "${compared[@]}"; do
         wanted "$workload" || continue
         step "$workload, round $round of $rounds"
-        for program in ${PROGRAMS:-bucketvol rclone s3fs}; do
+        for program in ${PROGRAMS:-bucketvol rclone s3fs mount-s3}; do
             if gave_up "$workload" "$program"; then continue; fi
             case "$program" in
             rclone) [ -x "$rclone" ] || continue ;;
-            s3fs) has s3fs || continue ;;
+            s3fs | mount-s3) has "$program" || continue ;;
             esac
             measure "$workload" "$program" "$round"
         done
@@ -276,6 +281,13 @@ for workload in "${ours[@]}"; do
     rm -rf "$work/inputs/repository"
     measure "$workload" bucketvol 1
 done
+
+if wanted warm; then
+    step warm
+    mkdir "$work/warm"
+    python3 scripts/bench/warm.py "$bucketvol" "$target/release/examples/fuse_ceiling" "$work/warm" >"$work/warmed"
+    rm -rf --one-file-system "$work/warm"
+fi
 
 if wanted restart; then
     step restart
@@ -296,14 +308,17 @@ step "the report"
     memory) printf 'the server: examples/s3_server.rs, in memory\n' ;;
     garage) printf 'the server: garage %s\n' "$("$garage" --version | sed -n 's/.*cargo:\([0-9.]*\).*/\1/p')" ;;
     esac
+    ! has mount-s3 || printf '%s\n' "$(mount-s3 --version | head -1)"
     ! has git || printf 'git %s\n' "$(git --version | cut -d' ' -f3)"
     printf 'python3 %s\n' "$(python3 --version | cut -d' ' -f2)"
 } >"$work/machine"
-for program in bucketvol rclone s3fs; do shown_command_of "$program"; done >"$work/commands"
+programs=(bucketvol rclone s3fs)
+if has mount-s3; then programs+=(mount-s3); fi
+for program in "${programs[@]}"; do shown_command_of "$program"; done >"$work/commands"
 python3 scripts/bench/report.py "$work" >"$work/report.md"
 if [ -n "${ONLY:-}" ] || [ "$server" != memory ]; then
     cat "$work/report.md"
 else
-    (umask 022 && cat "$work/report.md" >docs/BENCH.md)
-    say "docs/BENCH.md is written"
+    (umask 022 && cat "$work/report.md" >docs/BENCH.md && cat "$work/chart.svg" >docs/bench.svg)
+    say "docs/BENCH.md and docs/bench.svg are written"
 fi

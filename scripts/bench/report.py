@@ -5,9 +5,13 @@ import json
 import os
 import sys
 
+from chart import chart
 from measure import LIMIT
 
 PROGRAMS = ["bucketvol", "rclone", "s3fs"]
+
+# Measured where it is installed.
+SOMETIMES = "mount-s3"
 
 # Whose fsync comes back before the store has anything: its answer is no measure of one that does not.
 WITHOUT_FSYNC = "rclone"
@@ -83,6 +87,8 @@ def main():
     with open(f"{work}/measured") as lines:
         measured = [json.loads(line) for line in lines]
     rounds = max((m["round"] for m in measured), default=0)
+    if any(m["program"] == SOMETIMES for m in measured):
+        PROGRAMS.append(SOMETIMES)
     with open(f"{work}/machine") as lines:
         machine = lines.readlines()
     cores = machine[0].split(",")[0].removesuffix(" cores")
@@ -95,6 +101,9 @@ def main():
     compare(measured)
     processor_time(measured)
     count_requests(measured)
+    if os.path.exists(f"{work}/warmed"):
+        with open(f"{work}/warmed") as answer:
+            warm(json.load(answer))
     if os.path.exists(f"{work}/restarted"):
         with open(f"{work}/restarted") as answer:
             restarts(json.load(answer))
@@ -103,9 +112,10 @@ def main():
 def compare(measured):
     """The table of ratios, then every round."""
     print("## Beside the others\n")
-    print("The ratio says how many times as fast bucketvol is as the better of the other two.\n")
-    print("| | unit | bucketvol | rclone | s3fs | ratio |\n|---|---|--:|--:|--:|--:|")
-    every = []
+    print("![The same figures as bars](bench.svg)\n")
+    print("The ratio says how many times as fast bucketvol is as the best of the others.\n")
+    print(f"| | unit | {' | '.join(PROGRAMS)} | ratio |\n|---|---|{'--:|' * len(PROGRAMS)}--:|")
+    every, rows = [], []
     for workload, words, instant, amount, unit in ROWS:
         best, cells, all_cells = {}, [], []
         for program in PROGRAMS:
@@ -121,7 +131,12 @@ def compare(measured):
         rivals = [p for p in PROGRAMS[1:] if (workload, instant, p) != ("patch", "answered", WITHOUT_FSYNC)]
         print(f"| {words} | {unit} | {' | '.join(cells)} | {ratio(best, measured, workload, rivals)} |")
         every.append(f"| {words} | {unit} | {' | '.join(all_cells)} |")
-    print("\nEvery round, in order:\n\n| | unit | bucketvol | rclone | s3fs |\n|---|---|--:|--:|--:|")
+        speeds = [1 / best[program] if program in best else 0 for program in PROGRAMS]
+        if any(speeds):
+            rows.append((words, unit, list(zip(PROGRAMS, cells, speeds))))
+    with open(f"{work}/chart.svg", "w") as file:
+        file.write(chart(PROGRAMS, rows))
+    print(f"\nEvery round, in order:\n\n| | unit | {' | '.join(PROGRAMS)} |\n|---|---|{'--:|' * len(PROGRAMS)}")
     print("\n".join(every), end="\n\n")
     remarks = [
         f"- {m['workload']}, {m['program']}, round {m['round']}: {remark}"
@@ -142,7 +157,7 @@ def remarks_on(result):
 def processor_time(measured):
     print("Processor seconds from the start until the bucket has it all, the first round: the program itself, the")
     print("server, the proxy.\n")
-    print("| workload | bucketvol | rclone | s3fs |\n|---|--:|--:|--:|")
+    print(f"| workload | {' | '.join(PROGRAMS)} |\n|---|{'--:|' * len(PROGRAMS)}")
     for workload in COMPARED:
         words = dict(REQUESTS)[workload]
         cells = []
@@ -152,7 +167,7 @@ def processor_time(measured):
             cells.append(" + ".join(f"{s:.1f}" for s in spent.values()) if spent else excuse(results))
         print(f"| {words} | {' | '.join(cells)} |")
     print("\nThe most memory that the program had until then, in MiB, the first round:\n")
-    print("| workload | bucketvol | rclone | s3fs |\n|---|--:|--:|--:|")
+    print(f"| workload | {' | '.join(PROGRAMS)} |\n|---|{'--:|' * len(PROGRAMS)}")
     for workload in COMPARED:
         peaks = [(results_of(measured, workload, program) or [{}])[0].get("peak") for program in PROGRAMS]
         cells = [f"{peak:.0f}" if peak else "-" for peak in peaks]
@@ -206,6 +221,21 @@ def count_requests(measured):
             print(f"| {words} | {figure(first['answered'], None)} | {sum(requests.values())} | {verbs} |")
         else:
             print(f"| {words} | {excuse(results)} | - | - |")
+
+
+def warm(measured):
+    print("\n## What is known already\n")
+    print("`scripts/bench/warm.py`: one file of 96 MiB in the block cache and none of it in the kernel's, beside the least")
+    print("that a FUSE file system can do (`examples/fuse_ceiling.rs`: one file of zeros). Best of five.\n")
+    print("| | unit | bucketvol | ceiling | of it |\n|---|---|--:|--:|--:|")
+    for what, words, unit in [
+        ("sequential", "96 MiB in order, 1 MiB at a time", "MiB/s"),
+        ("random", "4 KiB at random places, O_DIRECT", "reads/s"),
+    ]:
+        ours, ceiling = measured[what]["bucketvol"], measured[what]["ceiling"]
+        print(f"| {words} | {unit} | {ours:.0f} | {ceiling:.0f} | {ours / ceiling:.0%} |")
+    found = ", ".join(f"{speed:.0f}" for speed in measured["find"])
+    print(f"\n`find` of 20 000 files within the ttl, entries/s, the first one with the listing: {found}.")
 
 
 def restarts(measured):
