@@ -64,6 +64,7 @@ bucketvol="${BUCKETVOL:-$target/release/bucketvol}"
 
 work="$(mktemp -d "${TMPDIR:-/var/tmp}/bucketvol-bench-XXXXXX")"
 mnt="$work/mnt"
+group=
 store=
 proxy=
 mount=
@@ -105,6 +106,7 @@ cleanup() {
     end_mount
     [ -z "$proxy" ] || end "$proxy"
     end_store
+    [ -z "$group" ] || rmdir "$group" || true
     rm -rf --one-file-system "$work"
     exit $status
 }
@@ -216,13 +218,39 @@ shown_command_of() {
         s|^$mnt\$|MOUNTPOINT|; s|$work/|/|g" | paste -sd' '
 }
 
+# The memory that bucketvol says it keeps to: its budget and 64 MiB.
+group_bytes=$((320 << 20))
+
+# Makes a control group of that, if this machine lets us, and says where.
+make_group() {
+    local mount=/sys/fs/cgroup limit=memory.max
+    if [ -d "$mount/memory" ]; then mount="$mount/memory" limit=memory.limit_in_bytes; fi
+    if mkdir "$mount/bucketvol-bench-$$" 2>/dev/null; then
+        group="$mount/bucketvol-bench-$$"
+        if echo "$group_bytes" >"$group/$limit" 2>/dev/null; then return; fi
+        rmdir "$group"
+    fi
+    group=
+    say "bucketvol runs without a limit of its memory: no control group can be made"
+}
+
+# in_group COMMAND: becomes the command, inside the group if there is one.
+in_group() {
+    [ -z "$group" ] || echo "$BASHPID" >"$group/cgroup.procs"
+    exec "$@"
+}
+
 start_mount() {
     local command
     rm -rf "$work/cache"
     mkdir -p "$mnt" "$work/cache"
     mapfile -t command < <(command_of "$1")
     # One process to measure.
-    BUCKETVOL_NO_KEEPER=1 "${command[@]}" >"$work/$1.log" 2>&1 </dev/null &
+    if [ "$1" = bucketvol ]; then
+        BUCKETVOL_NO_KEEPER=1 in_group "${command[@]}" >"$work/$1.log" 2>&1 </dev/null &
+    else
+        "${command[@]}" >"$work/$1.log" 2>&1 </dev/null &
+    fi
     mount=$!
     for _ in $(seq 300); do
         # What answers here is mounted and asks the store, or has.
@@ -259,6 +287,7 @@ measure() {
 # What took too long once is not waited for again.
 gave_up() { grep -F "\"workload\": \"$1\", \"program\": \"$2\"," "$work/measured" | grep -qF '"over"'; }
 
+make_group
 mkdir "$work/inputs"
 : >"$work/measured"
 for round in $(seq "$rounds"); do

@@ -77,6 +77,8 @@ passes over `If-Match`, so that bucketvol looks with a HEAD before it overwrites
 upload of 1 GiB, half a second on the machine below, is in everybody's figures. Server, proxy and what is measured share
 the machine, and {cores} processors is what they share.
 
+bucketvol runs in a control group of 320 MiB: its budget of 256 MiB and 64 MiB. The others may have all there is.
+
 What an answer promises differs. bucketvol has written down on this host what it answers, and waits for the bucket at
 fsync; s3fs waits at close already; rclone does not wait for it, at fsync neither, and is left out of that ratio.
 """
