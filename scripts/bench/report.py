@@ -100,7 +100,9 @@ def main():
     print("The command lines, with everything else as each program has it by default:\n\n```")
     with open(f"{work}/commands") as lines:
         print(f"{lines.read().rstrip()}\n```\n")
-    compare(measured)
+    drawn = compare(measured)
+    with open(f"{work}/chart.svg", "w") as file:
+        file.write(chart(PROGRAMS, drawn))
     processor_time(measured)
     count_requests(measured)
     if os.path.exists(f"{work}/warmed"):
@@ -112,7 +114,7 @@ def main():
 
 
 def compare(measured):
-    """The table of ratios, then every round."""
+    """The table of ratios, then every round. Returns what is to be drawn of it."""
     print("## Beside the others\n")
     print("![The same figures as bars](bench.svg)\n")
     print("The ratio says how many times as fast bucketvol is as the best of the others.\n")
@@ -136,8 +138,6 @@ def compare(measured):
         speeds = [1 / best[program] if program in best else 0 for program in PROGRAMS]
         if any(speeds):
             rows.append((words, unit, list(zip(PROGRAMS, cells, speeds))))
-    with open(f"{work}/chart.svg", "w") as file:
-        file.write(chart(PROGRAMS, rows))
     print(f"\nEvery round, in order:\n\n| | unit | {' | '.join(PROGRAMS)} |\n|---|---|{'--:|' * len(PROGRAMS)}")
     print("\n".join(every), end="\n\n")
     remarks = [
@@ -147,6 +147,7 @@ def compare(measured):
     ]
     if remarks:
         print("\n".join(remarks), end="\n\n")
+    return rows
 
 
 def remarks_on(result):
