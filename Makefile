@@ -10,7 +10,7 @@ help:
 	@echo 'make fmt        formats the sources'
 	@echo 'make doc        the API documentation; a warning is an error'
 	@echo 'make deny       licences and advisories of the dependencies (needs cargo-deny)'
-	@echo 'make bench      how it writes, beside rclone and s3fs, and restarts; writes docs/BENCH.md (20 minutes)'
+	@echo 'make bench      how it writes and reads, beside others, and restarts; writes docs/BENCH.md (25 minutes)'
 	@echo 'make pre-pr     lint, doc, deny and test'
 	@echo 'cargo test      the tests that need no root, no Docker and no network'
 
