@@ -106,7 +106,7 @@ pub struct BlockCache {
 }
 
 impl BlockCache {
-    /// A cache that keeps to `memory` bytes, of which it has seven sixteenths itself: see [`Shares`].
+    /// A cache that keeps to `memory` bytes, of which it has seven sixteenths itself; the rest is for what moves.
     pub fn new(memory: u64) -> Arc<Self> {
         Self::with_disk(memory, None)
     }

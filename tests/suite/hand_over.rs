@@ -102,11 +102,15 @@ async fn what_was_asked_is_answered_and_what_is_asked_then_waits() {
     fs.put_object("d/b", b"").await;
     let mounted = Mounted::new(fs, dir.clone()).await;
     faults.delay(Duration::from_millis(300));
+    let requests = || mounted.fs.status().requests.values().sum::<u64>();
+    let before_that = requests();
     // One request each.
     let before = looks_up(dir.join("a"));
     // The store has it in hand.
-    let requests = || mounted.fs.status().requests.values().sum::<u64>();
-    mounted.fs.eventually(async || requests() > 0).await;
+    mounted
+        .fs
+        .eventually(async || requests() > before_that)
+        .await;
     mounted.served.hand_over().await;
     assert_eq!(joined(before).await.unwrap(), 100_000);
 
