@@ -6,11 +6,12 @@
 use std::fs::File;
 use std::ops::ControlFlow;
 
+use nix::dir::Type;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{SFlag, fstatat};
 
 use super::attributes;
-use super::tree::{OUR_OWN, OURS, Tree, names_in, open_under, version_of};
+use super::tree::{OUR_OWN, OURS, Tree, entries_in, names_in, open_under, version_of};
 use crate::store::{Key, ListEntry, ListPage, ListRequest, StoreError};
 
 /// The page that `request` asks for.
@@ -51,6 +52,16 @@ pub(super) fn page(tree: &Tree, request: &ListRequest) -> Result<ListPage, Store
     })
 }
 
+/// What a name is, if it is a file or a directory. Not all file systems say so in their listings.
+fn kind_of(directory: &File, name: &str) -> Option<Type> {
+    let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+    match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+        SFlag::S_IFDIR => Some(Type::Directory),
+        SFlag::S_IFREG => Some(Type::File),
+        _ => None,
+    }
+}
+
 struct Walk<'a> {
     tree: &'a Tree,
     request: &'a ListRequest,
@@ -65,24 +76,23 @@ impl Walk<'_> {
         if !at.is_empty() && self.is_wanted(at) && self.tree.is_marker(directory).unwrap_or(false) {
             self.push(directory, at, most)?;
         }
-        let names = match names_in(directory) {
-            Ok(names) => names,
+        let entries = match entries_in(directory) {
+            Ok(entries) => entries,
             Err(error) => {
                 let key = Key::new(at);
                 return ControlFlow::Break(Err(self.tree.error(&key, &error)));
             }
         };
-        let mut keys: Vec<String> = names
+        let mut keys: Vec<String> = entries
             .into_iter()
-            .filter_map(|name| {
+            .filter_map(|(name, kind)| {
                 if at.strip_suffix('/') == Some(OURS) && OUR_OWN.contains(&name.as_str()) {
                     return None;
                 }
                 // Links, pipes and devices are no objects.
-                let stat = fstatat(directory, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
-                match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
-                    SFlag::S_IFDIR => Some(format!("{at}{name}/")),
-                    SFlag::S_IFREG => Some(format!("{at}{name}")),
+                match kind.or_else(|| kind_of(directory, &name)) {
+                    Some(Type::Directory) => Some(format!("{at}{name}/")),
+                    Some(Type::File) => Some(format!("{at}{name}")),
                     _ => None,
                 }
             })

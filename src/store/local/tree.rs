@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::sys::stat::{Mode, mkdirat};
@@ -485,16 +486,23 @@ pub(super) fn open_under(directory: &File, path: &str, flags: OFlag) -> Result<F
 
 /// The names in a directory, without `.` and `..`; those that are not UTF-8 are no keys.
 pub(super) fn names_in(directory: &File) -> io::Result<Vec<String>> {
+    let entries = entries_in(directory)?.into_iter();
+    Ok(entries.map(|(name, _)| name).collect())
+}
+
+/// Likewise, with what they are, where the file system says that in passing.
+pub(super) fn entries_in(directory: &File) -> io::Result<Vec<(String, Option<Type>)>> {
     let own = open_under(directory, ".", OFlag::O_DIRECTORY)?;
-    let mut listing = nix::dir::Dir::from_fd(own.into())?;
-    let mut names = Vec::new();
+    let mut listing = Dir::from_fd(own.into())?;
+    let mut entries = Vec::new();
     for entry in listing.iter() {
-        match entry?.file_name().to_str() {
+        let entry = entry?;
+        match entry.file_name().to_str() {
             Ok("." | "..") | Err(_) => {}
-            Ok(name) => names.push(name.to_owned()),
+            Ok(name) => entries.push((name.to_owned(), entry.file_type())),
         }
     }
-    Ok(names)
+    Ok(entries)
 }
 
 fn is_empty(directory: &File) -> io::Result<bool> {
