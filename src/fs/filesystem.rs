@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::attr::{Attr, Caller};
 use super::budget::StagingBudget;
@@ -129,6 +130,8 @@ pub struct FileSystem {
     pub(crate) tree: Ordered<Tree, TREE>,
     /// What is asked ahead of lookups.
     pub(crate) lookaheads: Lookaheads,
+    /// How many attributes of directories' entries may be asked for at once.
+    pub(crate) attributes_in_flight: Arc<Semaphore>,
     pub(crate) handles: Handles,
     pub(crate) staging: Staging,
     pub(crate) journal: Journal,
@@ -249,6 +252,7 @@ impl FileSystem {
             )),
             kept,
             lookaheads: Lookaheads::default(),
+            attributes_in_flight: Arc::new(Semaphore::new(settings.concurrency)),
             handles: Handles::default(),
             staging,
             journal,

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use tokio::task::JoinHandle;
 
 use crate::fs::attr::Attr;
 use crate::fs::error::FsError;
@@ -47,6 +47,9 @@ struct Entry {
     found: Found,
 }
 
+/// An entry whose attributes the store is asked for, in a task of its own.
+type Asked = JoinHandle<Result<Option<Arc<Inode>>, FsError>>;
+
 /// What the tree has of an entry.
 enum Found {
     /// All that is shown of it.
@@ -67,6 +70,8 @@ pub(crate) struct DirStream {
     unshowable: u32,
     /// Nobody has called for the listing: it is not believed about what it does not have.
     pub(crate) is_uncalled: bool,
+    /// Entries whose attributes are being asked for.
+    asked: HashMap<u64, Asked>,
     progress: Progress,
 }
 
@@ -144,13 +149,19 @@ impl FileSystem {
                     listed => listed?,
                 }
             }
-            let window = stream.entries.iter().skip(at - DOTS).take(WINDOW);
-            let window = self.look_at(at as u64 + 1, window);
+            let window = self.look_at(&stream, at);
             if window.is_empty() {
                 return Ok(found);
             }
+            self.ask_for(handle.ino, &mut stream, &window);
             at += window.len();
-            found.extend(self.resolve_all(handle.ino, window).await?);
+            // Who has come back once is expected to read on: the store is not to wait for the kernel to do so.
+            if offset > 0 {
+                let next = self.look_at(&stream, at);
+                self.ask_for(handle.ino, &mut stream, &next);
+            }
+            let resolved = self.resolve_all(handle.ino, &mut stream, window);
+            found.extend(resolved.await?);
             // All of them may be gone by now, and an empty answer would mean the end.
             if !found.is_empty() {
                 return Ok(found);
@@ -187,15 +198,16 @@ impl FileSystem {
         })
     }
 
-    /// What is known of entries, and where to read on after each.
-    fn look_at<'a>(&self, first: u64, entries: impl Iterator<Item = &'a Child>) -> Vec<Entry> {
+    /// What is known of the entries from position `at` on, and where to read on after each.
+    fn look_at(&self, stream: &DirStream, at: usize) -> Vec<Entry> {
         let mut tree = self.tree.lock();
         tree.pack_unused();
         let look = |ino| match tree.packed_attr(ino) {
             Some(attr) => Found::Shown(ino, attr),
             None => tree.inode(ino).map_or(Found::Nothing, Found::InCore),
         };
-        (first..)
+        let entries = stream.entries.iter().skip(at - DOTS).take(WINDOW);
+        (at as u64 + 1..)
             .zip(entries)
             .map(|(next, child)| Entry {
                 name: Arc::clone(&child.name),
@@ -205,65 +217,74 @@ impl FileSystem {
             .collect()
     }
 
-    /// Looks up the attributes that are not known, side by side; drops what is gone meanwhile.
-    async fn resolve_all(&self, parent: u64, window: Vec<Entry>) -> Result<Vec<DirEntry>, FsError> {
-        let mut resolved: Vec<Option<DirEntry>> = Vec::with_capacity(window.len());
-        let mut unknown = Vec::new();
-        for entry in window {
-            let known = self.known_entry(&entry);
-            if known.is_none() {
-                unknown.push((resolved.len(), entry));
+    /// Begins to look up the attributes that are not known, as many side by side as may be.
+    fn ask_for(&self, parent: u64, stream: &mut DirStream, entries: &[Entry]) {
+        let Some(this) = self.this.upgrade() else {
+            return;
+        };
+        for entry in entries {
+            let Found::InCore(inode) = &entry.found else {
+                continue;
+            };
+            if inode.state.lock().resolved || stream.asked.contains_key(&inode.ino) {
+                continue;
             }
-            resolved.push(known);
+            let (this, permits) = (Arc::clone(&this), Arc::clone(&self.attributes_in_flight));
+            let (name, inode) = (Arc::clone(&entry.name), Arc::clone(inode));
+            let ino = inode.ino;
+            let asked = self.runtime.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                this.ask_again(parent, &name, &inode).await
+            });
+            stream.asked.insert(ino, asked);
         }
-        let mut asked = stream::iter(unknown)
-            .map(|(at, entry)| async move { (at, self.ask_entry(parent, entry).await) })
-            .buffer_unordered(self.settings.concurrency);
-        while let Some((at, entry)) = asked.next().await {
-            resolved[at] = entry?;
-        }
-        Ok(resolved.into_iter().flatten().collect())
     }
 
-    /// An entry of which nothing has to be asked.
-    fn known_entry(&self, entry: &Entry) -> Option<DirEntry> {
-        let (ino, attr) = match &entry.found {
-            Found::Shown(ino, attr) => (*ino, *attr),
-            Found::InCore(inode) => {
-                let linked = self.linked_inode(Arc::clone(inode));
-                let is_resolved = inode.state.lock().resolved;
-                let state = linked.state.lock();
-                (is_resolved && state.resolved).then(|| (linked.ino, state.shown_attr()))?
-            }
-            Found::Nothing => return None,
-        };
-        Some(DirEntry {
-            ino,
-            name: Arc::clone(&entry.name),
-            attr,
-            next: entry.next,
-        })
+    /// The entries as they are shown, when their attributes are here; without what is gone meanwhile.
+    async fn resolve_all(
+        &self,
+        parent: u64,
+        stream: &mut DirStream,
+        window: Vec<Entry>,
+    ) -> Result<Vec<DirEntry>, FsError> {
+        let mut resolved = Vec::with_capacity(window.len());
+        for Entry { name, next, found } in window {
+            let known = match found {
+                Found::Shown(ino, attr) => Some((ino, attr)),
+                Found::InCore(inode) => {
+                    let inode = match stream.asked.remove(&inode.ino) {
+                        Some(asked) => asked.await.unwrap_or(Err(FsError::Stale))?,
+                        None => Some(inode),
+                    };
+                    self.shown(parent, &name, inode).await?
+                }
+                Found::Nothing => {
+                    let inode = self.find(parent, &name).await?;
+                    self.shown(parent, &name, inode).await?
+                }
+            };
+            resolved.extend(known.map(|(ino, attr)| DirEntry {
+                ino,
+                name,
+                attr,
+                next,
+            }));
+        }
+        Ok(resolved)
     }
 
-    async fn ask_entry(&self, parent: u64, entry: Entry) -> Result<Option<DirEntry>, FsError> {
-        let Entry { name, next, found } = entry;
-        let inode = match found {
-            Found::InCore(inode) if inode.state.lock().resolved => Some(inode),
-            Found::InCore(inode) => self.ask_again(parent, &name, &inode).await?,
-            Found::Shown(..) | Found::Nothing => self.find(parent, &name).await?,
-        };
-        let inode = match inode.map(|inode| self.linked_inode(inode)) {
-            Some(linked) if !linked.state.lock().resolved => {
-                self.find_linked(parent, &name).await?
-            }
+    /// What is shown of a name that stands for an inode: of a hard link its target.
+    async fn shown(
+        &self,
+        parent: u64,
+        name: &Arc<str>,
+        inode: Option<Arc<Inode>>,
+    ) -> Result<Option<(u64, Attr)>, FsError> {
+        let linked = match inode.map(|inode| self.linked_inode(inode)) {
+            Some(linked) if !linked.state.lock().resolved => self.find_linked(parent, name).await?,
             found => found,
         };
-        Ok(inode.map(|inode| DirEntry {
-            ino: inode.ino,
-            name,
-            attr: inode.state.lock().shown_attr(),
-            next,
-        }))
+        Ok(linked.map(|inode| (inode.ino, inode.state.lock().shown_attr())))
     }
 
     /// Reads all names of a directory that the store has.

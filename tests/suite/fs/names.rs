@@ -220,6 +220,32 @@ async fn a_large_directory_is_read_page_by_page_and_whole() {
 }
 
 #[tokio::test]
+async fn who_reads_a_directory_on_has_the_next_attributes_asked_for_meanwhile() {
+    let fs = TestFs::memory().await;
+    for i in 0..1000 {
+        fs.put_object(&format!("d/{i:04}"), b"12345").await;
+    }
+    let fh = fs.opendir(fs.ino("d").await.unwrap()).await.unwrap();
+    let before = fs.bucket.requests().of("head");
+    let heads = || fs.bucket.requests().of("head") - before;
+    let first = fs.readdir(fh, 0).await.unwrap();
+    let window = first.len() as u64 - 2;
+    assert_eq!(
+        heads(),
+        window,
+        "who looks at the beginning may not want more"
+    );
+    let second = fs.readdir(fh, first.last().unwrap().next).await.unwrap();
+    fs.eventually(async || heads() == 3 * window).await;
+    let third = fs.readdir(fh, second.last().unwrap().next).await.unwrap();
+    assert_eq!(third.len() as u64, window);
+    fs.eventually(async || heads() == 1000).await;
+    assert!(third.iter().all(|entry| entry.attr.size == 5));
+    assert_eq!(fs.ls("d").await.len(), 1000);
+    assert_eq!(heads(), 1000, "each once");
+}
+
+#[tokio::test]
 async fn a_directory_of_more_names_than_there_is_memory_for_is_listed_and_found_whole() {
     let bucket = Arc::new(Bucket::memory());
     let fs = TestFs::in_little_memory(bucket, WriteOptions::default()).await;
